@@ -1,0 +1,63 @@
+"""Peak memory of the command line for a 1-minute and a 10-minute job, in processes of their own.
+
+usage: python benchmarks/soak.py REPORT.json
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+from PIL import Image
+
+from skyreels_rt.kernels import KernelPlan
+from skyreels_rt.report import Report, Row
+
+RATE = 16_000
+MAX_GROWTH_MIB = 50.0
+
+
+def run_job(folder: Path, minutes: int) -> dict[str, float]:
+    """Rows of the report of one job of `minutes` of noise-like speech."""
+    rng = np.random.default_rng(minutes)
+    speech = 0.1 * rng.standard_normal(RATE * 60 * minutes)
+    soundfile.write(folder / "speech.wav", speech, RATE)
+    report = folder / f"{minutes}.json"
+    command = [
+        sys.executable, "-P", "-m", "skyreels_rt", "generate", "--model", "tiny-random",
+        "--audio", str(folder / "speech.wav"), "--image", str(folder / "face.png"),
+        "-o", str(folder / "out.mp4"), "--json", str(report),
+    ]  # fmt: skip
+    subprocess.run(command, check=True, cwd=folder)
+    return {row["name"]: row["value"] for row in json.loads(report.read_text())["rows"]}
+
+
+def main() -> None:
+    """Measure, print and store."""
+    target = Path(sys.argv[1])
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        picture = np.random.default_rng(0).integers(0, 256, (160, 160, 3), dtype=np.uint8)
+        Image.fromarray(picture).save(folder / "face.png")
+        one, ten = run_job(folder, 1), run_job(folder, 10)
+    growth = ten["generate.peak_rss"] - one["generate.peak_rss"]
+    rows = [
+        Row("soak.rss_1_minute", one["generate.peak_rss"], "MiB"),
+        Row("soak.rss_10_minutes", ten["generate.peak_rss"], "MiB"),
+        Row("soak.rss_growth", growth, "MiB", target=MAX_GROWTH_MIB),
+        Row("soak.rtf_10_minutes", ten["generate.rtf"], "compute s / media s"),
+    ]
+    plan = KernelPlan.choose("cpu", torch.float32).to_json()
+    Report("python benchmarks/soak.py", "cpu", torch.get_num_threads(), plan, rows).write(target)
+    for row in rows:
+        print(f"{row.name:<24} {row.value:10.1f} {row.unit}")
+    if not rows[2].ok:
+        sys.exit(f"memory grows with the length: {growth:.1f} MiB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,24 @@
+// SPDX-License-Identifier: Apache-2.0
+// One persistent thread pool for the CPU operators.
+//
+// Not OpenMP: torch ships its own libgomp, and a second OpenMP runtime in the process would
+// oversubscribe the cores.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+
+namespace skyreels_rt {
+
+using RangeFn = std::function<void(int64_t begin, int64_t end)>;
+
+// Calls fn on disjoint ranges that cover [0, n), on at most num_threads threads (the caller is one
+// of them). Ranges hold at least `grain` items, except the last. Which thread gets which range is
+// not defined, so fn must give the same result for any split.
+//
+// A call from inside fn, or while another thread's call is running, runs serially on its own
+// thread. The first exception thrown by fn is rethrown here after all ranges have ended. After
+// fork() the child gets a new pool on first use.
+void parallel_for(int num_threads, int64_t n, int64_t grain, const RangeFn& fn);
+
+}  // namespace skyreels_rt

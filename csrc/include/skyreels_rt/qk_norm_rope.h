@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: Apache-2.0
+// Full-width RMSNorm and rotary embedding of q and k, in place (kernels/qk_norm_rope.py).
+#pragma once
+
+#include <cstdint>
+
+#include "skyreels_rt/types.h"
+
+namespace skyreels_rt {
+
+struct QkNormRopeParams {
+  void* q;                // (B, L, N * K), last dimension dense
+  void* k;                // (B, L, N * K), last dimension dense
+  const float* weight_q;  // (N * K)
+  const float* weight_k;  // (N * K)
+  const float* cos;       // (L, K / 2), dense
+  const float* sin;       // (L, K / 2), dense
+  int64_t batch, length, num_heads, head_dim;
+  int64_t q_stride_batch, q_stride_row;  // elements
+  int64_t k_stride_batch, k_stride_row;  // elements
+  float eps;
+  DType dtype;
+};
+
+}  // namespace skyreels_rt

@@ -1,0 +1,15 @@
+// SPDX-License-Identifier: Apache-2.0
+// Element types and the version of the native interface, shared by the CPU and the CUDA library.
+#pragma once
+
+#include <cstdint>
+
+namespace skyreels_rt {
+
+// Raised whenever a native signature changes; Python refuses a library of another version.
+constexpr int kAbiVersion = 1;
+
+// Codes as Python passes them. 16-bit floats are stored as their bit patterns.
+enum class DType : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
+
+}  // namespace skyreels_rt

@@ -1,0 +1,17 @@
+"""Operators of the engine, imported as :mod:`skyreels_rt.kernels`.
+
+Each operator is a stem: ``<op>.py`` (contract and dispatch), ``reference/<op>.py`` (the
+specification in eager torch, also its fp64 oracle and its gradient), ``csrc/cpu/<op>.cpp`` and
+``csrc/cuda/<op>.cu`` where they exist, ``tests/kernels/test_<op>.py``.
+"""
+
+# First: a second copy imported as plain `kernels` would register every operator twice.
+if __name__ != "skyreels_rt.kernels":
+    raise ImportError("This folder is the package skyreels_rt.kernels; install the project first.")
+
+from skyreels_rt.kernels._select import Impl, KernelPlan
+from skyreels_rt.kernels.audio_cross_attention import audio_cross_attention
+from skyreels_rt.kernels.frames_to_uint8 import frames_to_uint8
+from skyreels_rt.kernels.qk_norm_rope import qk_norm_rope
+
+__all__ = ["Impl", "KernelPlan", "audio_cross_attention", "frames_to_uint8", "qk_norm_rope"]

@@ -1,0 +1,150 @@
+"""The compiled libraries: loaded on first use, checked by a version handshake, absence explained.
+
+``_C`` is the pybind11 module of the CPU operators, ``libskyreels_rt_cuda.so`` the CUDA library
+(plain C, see ``csrc/include/skyreels_rt/cuda_api.h``). Neither needs the other.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import importlib.util
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+import skyreels_rt
+from skyreels_rt import env
+from skyreels_rt.errors import MissingDependency, SkyReelsError
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+ABI_VERSION = 1
+"""Version of the native interface this package speaks (``kAbiVersion`` in ``csrc``)."""
+
+CUDA_LIBRARY = "libskyreels_rt_cuda.so"
+DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+"""Element types as the native functions take them (``DType`` in ``csrc``)."""
+
+_SWITCHED_OFF = "switched off by SKYREELS_RT_NATIVE=off"
+
+
+class NativeCallFailed(SkyReelsError, RuntimeError):
+    """A CUDA launcher returned an error code."""
+
+    code = "native_call_failed"
+
+
+@cache
+def _load_extension() -> tuple[ModuleType | None, str]:
+    """Import ``_C``: the module or None, and where it is or why not."""
+    if not env.native_enabled():
+        return None, _SWITCHED_OFF
+    try:
+        module = importlib.import_module("skyreels_rt._C")
+    except ImportError as error:
+        return None, f"not built, or not loadable ({error})"
+    if module.ABI_VERSION != ABI_VERSION:
+        return None, f"built for interface {module.ABI_VERSION}, this package speaks {ABI_VERSION}"
+    return module, str(module.__file__)
+
+
+@cache
+def _load_cuda() -> tuple[ctypes.CDLL | None, str]:
+    """Open the CUDA library: the handle or None, and where it is or why not."""
+    if not env.native_enabled():
+        return None, _SWITCHED_OFF
+    folders = [Path(folder) for folder in skyreels_rt.__path__]
+    path = next((f / CUDA_LIBRARY for f in folders if (f / CUDA_LIBRARY).is_file()), None)
+    if path is None:
+        return None, "not built (no nvcc at build time, or SKYREELS_RT_CUDA=off)"
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        return None, f"not loadable ({error})"
+    library.skyreels_rt_cuda_abi_version.restype = ctypes.c_int
+    version = library.skyreels_rt_cuda_abi_version()
+    if version != ABI_VERSION:
+        return None, f"built for interface {version}, this package speaks {ABI_VERSION}"
+    _declare(library)
+    return library, str(path)
+
+
+def _declare(library: ctypes.CDLL) -> None:
+    """Give the library's functions their C signatures."""
+    library.skyreels_rt_cuda_error_string.argtypes = [ctypes.c_int]
+    library.skyreels_rt_cuda_error_string.restype = ctypes.c_char_p
+    library.skyreels_rt_cuda_frames_to_uint8.argtypes = [
+        ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int,
+        ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64,
+        ctypes.c_void_p,
+    ]  # fmt: skip
+    library.skyreels_rt_cuda_frames_to_uint8.restype = ctypes.c_int
+
+
+@cache
+def _find_triton() -> tuple[bool, str]:
+    """Whether Triton is installed (it is not imported), and where or why not."""
+    spec = importlib.util.find_spec("triton")
+    return (False, "not installed") if spec is None else (True, str(spec.origin))
+
+
+def extension_status() -> tuple[bool, str]:
+    """Whether ``_C`` is in use, and where it is or why not."""
+    module, detail = _load_extension()
+    return module is not None, detail
+
+
+def cuda_status() -> tuple[bool, str]:
+    """Whether the CUDA library is loaded, and where it is or why not."""
+    library, detail = _load_cuda()
+    return library is not None, detail
+
+
+def triton_status() -> tuple[bool, str]:
+    """Whether Triton is installed, and where it is or why not."""
+    return _find_triton()
+
+
+def extension() -> ModuleType:
+    """Return the module ``_C``.
+
+    Raises
+    ------
+    MissingDependency
+        It is not available; the message says why.
+    """
+    module, detail = _load_extension()
+    if module is None:
+        raise MissingDependency(f"skyreels_rt._C: {detail}.", hint="See `skyreels-rt doctor`.")
+    return module
+
+
+def cuda_library() -> ctypes.CDLL:
+    """Return the CUDA library with declared signatures.
+
+    Raises
+    ------
+    MissingDependency
+        It is not available; the message says why.
+    """
+    library, detail = _load_cuda()
+    if library is None:
+        raise MissingDependency(f"{CUDA_LIBRARY}: {detail}.", hint="See `skyreels-rt doctor`.")
+    return library
+
+
+def check_cuda(error: int, op: str) -> None:
+    """Raise if a CUDA launcher returned a non-zero ``error``.
+
+    Raises
+    ------
+    NativeCallFailed
+        With the text of the CUDA error.
+    """
+    if error:
+        text = cuda_library().skyreels_rt_cuda_error_string(error).decode()
+        raise NativeCallFailed(f"{op}: CUDA error {error}: {text}.", stage="kernels")

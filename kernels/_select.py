@@ -1,0 +1,231 @@
+"""Which implementation of each operator runs: a table, and the plan an engine is built with.
+
+The choice is made once, for a device and a dtype, and kept in a frozen :class:`KernelPlan` that can
+be printed and recorded. There is no process-wide state: models pass ``impl=plan.<operator>`` with
+each call. An explicit request that cannot be met raises; only :attr:`Impl.AUTO` chooses.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from skyreels_rt.errors import InvalidArgument, UnsupportedKernel
+from skyreels_rt.kernels import _native
+
+
+class Impl(enum.Enum):
+    """An implementation of an operator."""
+
+    AUTO = "auto"
+    REFERENCE = "reference"
+    CPP = "cpp"
+    TRITON = "triton"
+    CUDA = "cuda"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One implementation and what it can run.
+
+    Attributes
+    ----------
+    impl : Impl
+        The implementation.
+    device_type : str
+        ``torch.device.type`` it runs on.
+    dtypes : tuple of torch.dtype
+        Element types it takes.
+    """
+
+    impl: Impl
+    device_type: str
+    dtypes: tuple[torch.dtype, ...]
+
+
+_FLOAT = (torch.float32, torch.bfloat16)
+_FLOAT_OR_HALF = (torch.float32, torch.bfloat16, torch.float16)
+
+CANDIDATES: dict[str, tuple[Candidate, ...]] = {
+    "frames_to_uint8": (
+        Candidate(Impl.CUDA, "cuda", _FLOAT_OR_HALF),
+        Candidate(Impl.CPP, "cpu", _FLOAT),
+    ),
+    "qk_norm_rope": (Candidate(Impl.CPP, "cpu", _FLOAT),),
+    "audio_cross_attention": (),
+}
+"""Beside the reference, which runs everywhere; the first that can run is AUTO's choice."""
+
+_LAYERS: dict[Impl, tuple[str, Callable[[], tuple[bool, str]]]] = {
+    Impl.CPP: ("_C", _native.extension_status),
+    Impl.CUDA: (_native.CUDA_LIBRARY, _native.cuda_status),
+    Impl.TRITON: ("triton", _native.triton_status),
+}
+
+
+def obstacle(candidate: Candidate, device_type: str, dtype: torch.dtype) -> str | None:
+    """Why ``candidate`` cannot run for this device and dtype, or None if it can."""
+    if candidate.device_type != device_type:
+        return f"runs on {candidate.device_type}, not on {device_type}"
+    if dtype not in candidate.dtypes:
+        return f"takes {', '.join(map(_name, candidate.dtypes))}, not {_name(dtype)}"
+    layer, status = _LAYERS[candidate.impl]
+    active, detail = status()
+    return None if active else f"{layer} {detail}"
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def resolve(op: str, impl: Impl, device_type: str, dtype: torch.dtype) -> str:
+    """Turn a request into the name of the implementation that will run.
+
+    A name, not an :class:`Impl`: it goes into operator calls, and ``torch.compile`` takes it for a
+    constant.
+
+    Parameters
+    ----------
+    op : str
+        Operator, a key of :data:`CANDIDATES`.
+    impl : Impl
+        The request; AUTO takes the first candidate that can run.
+    device_type : str
+        ``tensor.device.type``.
+    dtype : torch.dtype
+        Element type of the operator's main tensor.
+
+    Raises
+    ------
+    UnsupportedKernel
+        An explicit request that cannot be met here.
+    """
+    key = (op, impl, device_type, dtype)
+    chosen = _RESOLVED.get(key)
+    if chosen is None:
+        chosen = _RESOLVED[key] = _decide(op, impl, device_type, dtype)[0].value
+    return chosen
+
+
+# Only remembers: the answer depends on the key and on what is installed, never on earlier calls.
+_RESOLVED: dict[tuple[str, Impl, str, torch.dtype], str] = {}
+
+
+def _decide(op: str, impl: Impl, device_type: str, dtype: torch.dtype) -> tuple[Impl, str]:
+    """Find the implementation that meets a request, and one clause that says why."""
+    if impl is Impl.REFERENCE:
+        return impl, "requested"
+    obstacles = {c.impl: obstacle(c, device_type, dtype) for c in CANDIDATES[op]}
+    runnable = [candidate for candidate, why in obstacles.items() if why is None]
+    if impl is Impl.AUTO:
+        if runnable:
+            return runnable[0], "fastest that can run"
+        whys = [f"{c.value}: {why}" for c, why in obstacles.items()]
+        return Impl.REFERENCE, "; ".join(whys) or "the only implementation"
+    if impl in runnable:
+        return impl, "requested"
+    supported = ", ".join(i.value for i in [*runnable, Impl.REFERENCE])
+    raise UnsupportedKernel(
+        f"{op}: implementation {impl.value!r} cannot run for {_name(dtype)} on {device_type}: "
+        f"{obstacles.get(impl) or 'there is none'}.",
+        stage="kernels",
+        hint=f"Supported here: {supported}.",
+    )
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+@dataclass(frozen=True)
+class KernelPlan:
+    """The implementation of every operator, for one device and dtype.
+
+    Attributes
+    ----------
+    device, dtype : str
+        What the plan was made for, e.g. ``"cpu"`` and ``"bfloat16"``.
+    frames_to_uint8, qk_norm_rope, audio_cross_attention : Impl
+        The chosen implementation of each operator, never AUTO.
+    reasons : tuple of (str, str)
+        Operator and why its implementation was chosen.
+    """
+
+    device: str
+    dtype: str
+    frames_to_uint8: Impl
+    qk_norm_rope: Impl
+    audio_cross_attention: Impl
+    reasons: tuple[tuple[str, str], ...] = ()
+
+    @classmethod
+    def choose(
+        cls,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        kernels: Literal["auto", "reference"] | Mapping[str, Impl | str] = "auto",
+    ) -> KernelPlan:
+        """Choose the implementation of every operator.
+
+        Parameters
+        ----------
+        device : torch.device or str
+            Where the model runs.
+        dtype : torch.dtype
+            Element type it computes in.
+        kernels : {"auto", "reference"} or mapping
+            ``"auto"`` takes the fastest that can run, ``"reference"`` plain torch everywhere; a
+            mapping from operator to implementation pins those and leaves the rest to ``"auto"``.
+
+        Raises
+        ------
+        InvalidArgument
+            ``kernels`` names an unknown operator or implementation.
+        UnsupportedKernel
+            A pinned implementation cannot run here.
+        """
+        requests = _requests(kernels)
+        device_type = torch.device(device).type
+        decided = {op: _decide(op, requests[op], device_type, dtype) for op in CANDIDATES}
+        return cls(
+            device=device_type,
+            dtype=_name(dtype),
+            reasons=tuple((op, why) for op, (_, why) in decided.items()),
+            **{op: impl for op, (impl, _) in decided.items()},
+        )
+
+    def describe(self) -> str:
+        """Return the plan as lines of text, one operator each."""
+        lines = [f"kernels for {self.dtype} on {self.device}"]
+        for op, why in self.reasons:
+            lines.append(f"  {op:<24} {getattr(self, op).value:<10} {why}")
+        return "\n".join(lines)
+
+    def to_json(self) -> dict[str, object]:
+        """Return the plan as JSON data, for reports."""
+        operators = {
+            op: {"impl": getattr(self, op).value, "reason": why} for op, why in self.reasons
+        }
+        return {"device": self.device, "dtype": self.dtype, "operators": operators}
+
+
+def _requests(kernels: str | Mapping[str, Impl | str]) -> dict[str, Impl]:
+    """One request per operator."""
+    if isinstance(kernels, str):
+        if kernels not in ("auto", "reference"):
+            raise InvalidArgument(
+                "kernels", expected="'auto', 'reference' or a mapping", got=repr(kernels)
+            )
+        return dict.fromkeys(CANDIDATES, Impl(kernels))
+    requests = dict.fromkeys(CANDIDATES, Impl.AUTO)
+    for op, impl in kernels.items():
+        if op not in CANDIDATES:
+            raise InvalidArgument("kernels", expected=f"keys among {list(CANDIDATES)}", got=op)
+        try:
+            requests[op] = Impl(impl)
+        except ValueError:
+            raise InvalidArgument(
+                f"kernels[{op!r}]", expected=f"one of {[i.value for i in Impl]}", got=impl
+            ) from None
+    return requests

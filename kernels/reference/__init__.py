@@ -1,0 +1,1 @@
+"""Reference implementations: eager torch, the specification of every operator."""

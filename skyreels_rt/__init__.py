@@ -1,0 +1,60 @@
+"""Engine for audio-conditioned talking portraits.
+
+>>> import skyreels_rt as rt
+>>> engine = rt.Engine.from_pretrained("tiny-random")
+>>> video = engine.generate(audio="speech.wav", image="face.png")
+>>> video.save("out.mp4")
+
+Importing this package loads none of its heavy dependencies; names are resolved on first use.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from skyreels_rt.engine import Engine, GenerationSummary
+    from skyreels_rt.errors import SkyReelsError
+    from skyreels_rt.media.video import Video
+    from skyreels_rt.options import GenerateOptions
+    from skyreels_rt.runtime.memory import MemoryEstimate
+    from skyreels_rt.types import FrameChunk, Progress
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Engine",
+    "FrameChunk",
+    "GenerateOptions",
+    "GenerationSummary",
+    "MemoryEstimate",
+    "Progress",
+    "SkyReelsError",
+    "Video",
+    "__version__",
+]
+
+_HOMES = {
+    "Engine": "skyreels_rt.engine",
+    "FrameChunk": "skyreels_rt.types",
+    "GenerateOptions": "skyreels_rt.options",
+    "GenerationSummary": "skyreels_rt.engine",
+    "MemoryEstimate": "skyreels_rt.runtime.memory",
+    "Progress": "skyreels_rt.types",
+    "SkyReelsError": "skyreels_rt.errors",
+    "Video": "skyreels_rt.media.video",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name when it is first used."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

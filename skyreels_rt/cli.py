@@ -1,0 +1,227 @@
+"""The command ``skyreels-rt``."""
+
+from __future__ import annotations
+
+import json
+import resource
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from skyreels_rt.errors import SkyReelsError
+
+if TYPE_CHECKING:
+    from skyreels_rt.engine import Engine, GenerationSummary
+    from skyreels_rt.options import GenerateOptions
+    from skyreels_rt.types import Progress as JobProgress
+
+Plan = Literal["auto", "reference"]
+
+EXIT_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+app = typer.Typer(
+    help="Talking portraits from speech.", no_args_is_help=True, pretty_exceptions_enable=False
+)
+bench_app = typer.Typer(help="Measure; every command ends within minutes.", no_args_is_help=True)
+app.add_typer(bench_app, name="bench")
+console = Console(stderr=True, highlight=False)
+
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Write a JSON report here.")]
+Model = Annotated[str, typer.Option(help='Model folder or "tiny-random".')]
+Device = Annotated[str, typer.Option(help='"auto", "cpu" or "cuda[:n]".')]
+Dtype = Annotated[str, typer.Option(help='"auto", "float32", "bfloat16" or "float16".')]
+Kernels = Annotated[str, typer.Option(help='"auto" or "reference".')]
+
+
+@app.command()
+def generate(
+    *,
+    audio: Annotated[str, typer.Option(help="Speech file.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="MP4 file to write.")],
+    model: Model = "tiny-random",
+    image: Annotated[str | None, typer.Option(help="Portrait.")] = None,
+    video: Annotated[str | None, typer.Option(help="Source video to edit.")] = None,
+    edit_mask: Annotated[
+        str | None, typer.Option(help='"mouth", "face" or a mask picture (default: mouth).')
+    ] = None,
+    prompt: Annotated[str | None, typer.Option(help="What to show.")] = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="What not to show.")] = None,
+    num_steps: Annotated[int | None, typer.Option("--steps", help="Denoising steps.")] = None,
+    text_guidance_scale: Annotated[float | None, typer.Option(help="1.0 = off.")] = None,
+    audio_guidance_scale: Annotated[float | None, typer.Option(help="1.0 = off.")] = None,
+    solver: Annotated[str | None, typer.Option(help='"euler" or "unipc".')] = None,
+    shift: Annotated[float | None, typer.Option(help="Timestep shift.")] = None,
+    height: Annotated[int | None, typer.Option(help="Pixels, multiple of 16.")] = None,
+    width: Annotated[int | None, typer.Option(help="Pixels, multiple of 16.")] = None,
+    horizon: Annotated[int | None, typer.Option(help="BLF windows denoised together.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    kernels: Kernels = "auto",
+    json_file: JsonFile = None,
+) -> None:
+    """Make a talking video from speech and a portrait, a source video or a prompt."""
+    options: dict[str, Any] = {
+        "image": image,
+        "video": video,
+        "edit_mask": edit_mask,
+        "prompt": prompt,
+        "negative_prompt": negative_prompt,
+        "num_steps": num_steps,
+        "text_guidance_scale": text_guidance_scale,
+        "audio_guidance_scale": audio_guidance_scale,
+        "solver": solver,
+        "shift": shift,
+        "height": height,
+        "width": width,
+        "horizon": horizon,
+        "seed": seed,
+    }
+    with _errors_as_exit_codes():
+        from skyreels_rt.engine import Engine
+
+        engine = Engine.from_pretrained(
+            model, device=device, dtype=dtype, kernels=cast("Plan", kernels)
+        )
+        summary = _generate_with_bar(engine, output, audio, options)
+        console.print(
+            f"{output}: {summary.num_frames} frames in {summary.seconds:.1f} s "
+            f"(rtf {summary.rtf:.2f})"
+        )
+        if json_file is not None:
+            _write_generate_report(json_file, engine, summary)
+
+
+@app.command()
+def doctor(*, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Say what is installed, which native layers are active, and why others are not."""
+    with _errors_as_exit_codes():
+        from skyreels_rt.doctor import examine, examine_json
+
+        out = Console(highlight=False)
+        if as_json:
+            out.print_json(json.dumps(examine_json()))
+            return
+        checks, plan = examine()
+        table = Table("part", "state", "detail")
+        for check in checks:
+            table.add_row(check.name, check.state, check.detail)
+        out.print(table)
+        out.print(plan.describe())
+
+
+@bench_app.command("step")
+def bench_step(
+    *,
+    peer: Annotated[str, typer.Option(help='Library to compare with: "diffusers".')] = "diffusers",
+    repeats: Annotated[int, typer.Option(help="Timed runs per side, at least 5.")] = 9,
+    json_file: JsonFile = None,
+) -> None:
+    """Time one transformer step against a peer with the same weights, in the same run."""
+    with _errors_as_exit_codes():
+        from skyreels_rt.bench.step import measure_steps
+
+        with console.status("measuring ...") as status:
+            report = measure_steps(
+                peer=peer,
+                repeats=repeats,
+                command=_command_line(),
+                on_row=lambda row: status.update(f"{row.name}: {row.value:.3f} {row.unit}"),
+            )
+        table = Table("name", "value", "unit", "target", "ok")
+        for row in report.rows:
+            target = "" if row.target is None else f"{row.target:g}"
+            table.add_row(row.name, f"{row.value:.4g}", row.unit, target, str(row.ok or ""))
+        Console().print(table)
+        if json_file is not None:
+            report.write(json_file)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()
+
+
+def _generate_with_bar(
+    engine: Engine, output: Path, audio: str, options: dict[str, Any]
+) -> GenerationSummary:
+    """Run the job with a rich progress bar."""
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    with bar:
+        frames = bar.add_task("frames", total=None)
+        steps = bar.add_task("denoise", total=None)
+
+        def show(state: JobProgress) -> None:
+            if state.stage == "denoise":
+                bar.update(steps, completed=state.done, total=state.total)
+            else:
+                bar.update(frames, completed=state.done, total=state.total)
+
+        given: GenerateOptions = {**options, "on_progress": show}  # type: ignore[typeddict-item]
+        return engine.generate_file(output, audio, **given)
+
+
+def _write_generate_report(path: Path, engine: Engine, summary: GenerationSummary) -> None:
+    """Write the report of one job in the shared format."""
+    import torch
+
+    from skyreels_rt.report import Report, Row
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RSS_UNIT
+    rows = [
+        Row("generate.frames", summary.num_frames, "frames", better="higher"),
+        Row("generate.seconds", summary.seconds, "s"),
+        Row("generate.rtf", summary.rtf, "compute s / media s"),
+        Row("generate.peak_rss", peak / 2**20, "MiB"),
+    ]
+    rows += [
+        Row(f"generate.stage.{stage}", seconds, "s")
+        for stage, seconds in sorted(summary.stage_seconds.items())
+    ]
+    settings = summary.settings
+    Report(
+        command=_command_line(),
+        device=str(engine.components.device),
+        threads=torch.get_num_threads(),
+        kernel_plan=engine.components.plan.to_json(),
+        rows=rows,
+        details={"model": engine.components.name, "settings": vars(settings)},
+    ).write(path)
+
+
+def _command_line() -> str:
+    return shlex.join(["skyreels-rt", *sys.argv[1:]])
+
+
+_RSS_UNIT = 1 if sys.platform == "darwin" else 1024
+
+
+@contextmanager
+def _errors_as_exit_codes() -> Iterator[None]:
+    """Typed errors become one sentence on stderr and exit code 2; Ctrl-C becomes 130."""
+    try:
+        yield
+    except SkyReelsError as error:
+        console.print(f"[bold red]error[/] [dim]({error.code})[/] ", end="")
+        console.print(str(error), markup=False)
+        raise typer.Exit(EXIT_INPUT) from None
+    except KeyboardInterrupt:
+        console.print("interrupted; nothing was written")
+        raise typer.Exit(EXIT_INTERRUPTED) from None

@@ -1,0 +1,333 @@
+"""The frozen parts of a loaded model, and how a model folder becomes them.
+
+A folder follows the diffusers layout: ``model_index.json`` names a class for every component, each
+component has a sub-folder with ``config.json`` and safetensors. Class names are looked up in the
+fixed tables below; nothing in a folder can name code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from skyreels_rt.audio.whisper import WhisperFeatures, build_whisper_encoder
+from skyreels_rt.config import (
+    AudioFeatureConfig,
+    ByteTextConfig,
+    GenerationConfig,
+    TinyVAEConfig,
+    TransformerConfig,
+    WanVAEConfig,
+    config_from_dict,
+    config_to_dict,
+    read_json,
+    write_json,
+)
+from skyreels_rt.errors import ModelError
+from skyreels_rt.kernels import KernelPlan
+from skyreels_rt.models.image_encoder import ClipImageEncoder, build_clip_vision
+from skyreels_rt.models.text_encoder import (
+    ByteTextEncoder,
+    TextEncoder,
+    UMT5TextEncoder,
+    build_umt5,
+)
+from skyreels_rt.models.tiny_vae import TinyVAE
+from skyreels_rt.models.transformer import SkyReelsTransformer
+from skyreels_rt.models.vae import VideoVAE
+from skyreels_rt.models.wan_vae import WanVAE
+from skyreels_rt.weights.diffusers_layout import transformer_config_from_diffusers
+from skyreels_rt.weights.key_maps import clip_vision_key, diffusers_wan_key, whisper_encoder_key
+from skyreels_rt.weights.loader import load_weights, save_weights
+
+PIPELINE_CLASS = "SkyReelsAudioPipeline"
+TRANSFORMER_CLASSES = ("SkyReelsTransformer", "WanTransformer3DModel")
+VAE_CLASSES = ("TinyVAE", "AutoencoderKLWan")
+AUDIO_CLASSES = ("WhisperModel", "WhisperForConditionalGeneration")
+TEXT_CLASSES = ("ByteTextEncoder", "UMT5EncoderModel")
+IMAGE_CLASSES = ("CLIPVisionModel", "CLIPVisionModelWithProjection")
+
+
+@dataclass(frozen=True)
+class Components:
+    """Everything a session reads and never changes.
+
+    Attributes
+    ----------
+    name : str
+        Model name or folder, for messages and reports.
+    transformer, vae : nn.Module
+        The DiT and the video VAE, in eval mode.
+    audio_encoder : WhisperFeatures or None
+        None for a transformer without audio adapter.
+    audio_features : AudioFeatureConfig
+        Grid of the audio encoder.
+    text_encoder : TextEncoder
+        Prompt encoder.
+    image_encoder : ClipImageEncoder or None
+        For transformers with an image branch.
+    generation : GenerationConfig
+        How the model is meant to be run.
+    device, dtype
+        Where and in what type the transformer and VAE run.
+    plan : KernelPlan
+        Kernel implementations in use.
+    """
+
+    name: str
+    transformer: SkyReelsTransformer
+    vae: VideoVAE
+    audio_encoder: WhisperFeatures | None
+    audio_features: AudioFeatureConfig
+    text_encoder: TextEncoder
+    image_encoder: ClipImageEncoder | None
+    generation: GenerationConfig
+    device: torch.device
+    dtype: torch.dtype
+    plan: KernelPlan
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of transformer and VAE weights."""
+        return sum(
+            parameter.numel() * parameter.element_size()
+            for module in (self.transformer, self.vae)
+            for parameter in module.parameters()
+        )
+
+
+def load_components(
+    folder: Path, *, device: torch.device, dtype: torch.dtype, plan: KernelPlan
+) -> Components:
+    """Load a model folder.
+
+    Parameters
+    ----------
+    folder : Path
+        Folder in the layout of this module's description.
+    device : torch.device
+        Where the models run.
+    dtype : torch.dtype
+        Type of transformer, VAE and text encoder; the audio encoder stays float32.
+    plan : KernelPlan
+        Kernel implementations to use.
+
+    Raises
+    ------
+    ModelError
+        A missing or unusable file, an unknown class or key.
+    WeightsMismatch
+        A component's checkpoint does not hold exactly its tensors.
+    """
+    index = read_json(folder / "model_index.json")
+    if index.get("_class_name") != PIPELINE_CLASS:
+        raise ModelError(
+            f"{folder / 'model_index.json'}: _class_name is {index.get('_class_name')!r}.",
+            stage="load",
+            hint=f"This engine runs {PIPELINE_CLASS!r} folders.",
+        )
+    load = _FolderLoader(folder, index, device, dtype, plan)
+    transformer = load.transformer()
+    audio, features = load.audio_encoder(needed=transformer.config.audio is not None)
+    return Components(
+        name=str(folder),
+        transformer=transformer,
+        vae=load.vae(),
+        audio_encoder=audio,
+        audio_features=features,
+        text_encoder=load.text_encoder(transformer.config),
+        image_encoder=load.image_encoder(needed=transformer.config.image_dim is not None),
+        generation=config_from_dict(
+            GenerationConfig,
+            read_json(folder / "generation_config.json"),
+            where="generation_config.json",
+        ),
+        device=device,
+        dtype=dtype,
+        plan=plan,
+    )
+
+
+class _FolderLoader:
+    """Loads the components of one folder; each method answers for one sub-folder."""
+
+    def __init__(
+        self,
+        folder: Path,
+        index: dict[str, Any],
+        device: torch.device,
+        dtype: torch.dtype,
+        plan: KernelPlan,
+    ) -> None:
+        self.folder = folder
+        self.index = index
+        self.device = device
+        self.dtype = dtype
+        self.plan = plan
+
+    def transformer(self) -> SkyReelsTransformer:
+        name = self._class_name("transformer", TRANSFORMER_CLASSES)
+        data = read_json(self.folder / "transformer" / "config.json")
+        if name == "WanTransformer3DModel":
+            config = transformer_config_from_diffusers(data, where="transformer/config.json")
+            key_map: Callable[[str], str] | None = diffusers_wan_key
+        else:
+            config = config_from_dict(TransformerConfig, data, where="transformer/config.json")
+            key_map = None
+        with torch.device("meta"):
+            model = SkyReelsTransformer(config, self.plan)
+        self._fill(model, "transformer", key_map=key_map)
+        return model
+
+    def vae(self) -> VideoVAE:
+        name = self._class_name("vae", VAE_CLASSES)
+        data = read_json(self.folder / "vae" / "config.json")
+        with torch.device("meta"):
+            model: VideoVAE = (
+                TinyVAE(config_from_dict(TinyVAEConfig, data, where="vae/config.json"))
+                if name == "TinyVAE"
+                else WanVAE(
+                    config_from_dict(
+                        WanVAEConfig, data, where="vae/config.json", ignore=WAN_VAE_UNUSED
+                    )
+                )
+            )
+        self._fill(model, "vae")
+        return model
+
+    def audio_encoder(self, *, needed: bool) -> tuple[WhisperFeatures | None, AudioFeatureConfig]:
+        if not needed:
+            return None, AudioFeatureConfig()
+        self._class_name("audio_encoder", AUDIO_CLASSES)
+        folder = self.folder / "audio_encoder"
+        config = read_json(folder / "config.json")
+        features = config_from_dict(
+            AudioFeatureConfig,
+            read_json(folder / "feature_config.json"),
+            where="audio_encoder/feature_config.json",
+        )
+        with torch.device("meta"):
+            encoder = build_whisper_encoder(config)
+        self._fill(encoder, "audio_encoder", key_map=whisper_encoder_key, dtype=torch.float32)
+        return WhisperFeatures(encoder, features, config["num_mel_bins"]), features
+
+    def text_encoder(self, transformer: TransformerConfig) -> TextEncoder:
+        name = self._class_name("text_encoder", TEXT_CLASSES)
+        data = read_json(self.folder / "text_encoder" / "config.json")
+        if name == "ByteTextEncoder":
+            config = config_from_dict(ByteTextConfig, data, where="text_encoder/config.json")
+            with torch.device("meta"):
+                encoder = ByteTextEncoder(config)
+            self._fill(encoder, "text_encoder")
+            return encoder
+        with torch.device("meta"):
+            model = build_umt5(data)
+        self._fill(model, "text_encoder")
+        tokenizer = self.folder / "tokenizer" / "tokenizer.json"
+        return UMT5TextEncoder(model, tokenizer, text_length=transformer.text_length)
+
+    def image_encoder(self, *, needed: bool) -> ClipImageEncoder | None:
+        if not needed:
+            return None
+        self._class_name("image_encoder", IMAGE_CLASSES)
+        data = read_json(self.folder / "image_encoder" / "config.json")
+        with torch.device("meta"):
+            model = build_clip_vision(data)
+        self._fill(model, "image_encoder", key_map=clip_vision_key)
+        return ClipImageEncoder(model)
+
+    def _class_name(self, component: str, known: tuple[str, ...]) -> str:
+        entry = self.index.get(component)
+        name = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
+        if name not in known:
+            raise ModelError(
+                f"model_index.json: {component} is {entry!r}.",
+                stage="load",
+                hint=f"Known classes: {', '.join(known)}.",
+            )
+        return str(name)
+
+    def _fill(
+        self,
+        module: nn.Module,
+        component: str,
+        *,
+        key_map: Callable[[str], str | None] | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        load_weights(
+            module,
+            self.folder / component,
+            device=self.device,
+            dtype=dtype or self.dtype,
+            key_map=key_map,
+        )
+        module.eval().requires_grad_(False)
+
+
+WAN_VAE_UNUSED = frozenset(
+    {
+        "in_channels", "out_channels", "is_residual", "patch_size", "decoder_base_dim",
+        "scale_factor_spatial", "scale_factor_temporal", "clip_output", "non_linearity",
+    }
+)  # fmt: skip
+"""Keys of diffusers' AutoencoderKLWan config that the Wan2.1 variant leaves at their defaults."""
+
+
+def save_components(
+    folder: Path,
+    *,
+    transformer: SkyReelsTransformer,
+    vae: TinyVAE | WanVAE,
+    text_encoder: ByteTextEncoder,
+    audio_encoder: nn.Module | None,
+    audio_config: dict[str, Any],
+    audio_features: AudioFeatureConfig,
+    generation: GenerationConfig,
+) -> None:
+    """Write a model folder that :func:`load_components` reads.
+
+    Parameters
+    ----------
+    folder : Path
+        Target; made if absent.
+    transformer, vae, text_encoder, audio_encoder : nn.Module
+        Components of the native family; ``audio_encoder`` is a Whisper encoder or None.
+    audio_config : dict
+        Whisper ``config.json`` of the encoder.
+    audio_features : AudioFeatureConfig
+        Its grid.
+    generation : GenerationConfig
+        How the model is meant to be run.
+
+    Raises
+    ------
+    OutputError
+        A file cannot be written.
+    """
+    vae_class = "TinyVAE" if isinstance(vae, TinyVAE) else "AutoencoderKLWan"
+    index: dict[str, Any] = {
+        "_class_name": PIPELINE_CLASS,
+        "transformer": ["skyreels_rt", "SkyReelsTransformer"],
+        "vae": ["skyreels_rt" if vae_class == "TinyVAE" else "diffusers", vae_class],
+        "text_encoder": ["skyreels_rt", "ByteTextEncoder"],
+    }
+    parts: list[tuple[str, nn.Module, dict[str, Any]]] = [
+        ("transformer", transformer, config_to_dict(transformer.config)),
+        ("vae", vae, config_to_dict(vae.config)),
+        ("text_encoder", text_encoder, config_to_dict(text_encoder.config)),
+    ]
+    if audio_encoder is not None:
+        index["audio_encoder"] = ["transformers", "WhisperModel"]
+        parts.append(("audio_encoder", audio_encoder, audio_config))
+        write_json(folder / "audio_encoder" / "feature_config.json", config_to_dict(audio_features))
+    for name, module, config in parts:
+        write_json(folder / name / "config.json", config)
+        save_weights(module.state_dict(), folder / name, filename="model.safetensors")
+    write_json(folder / "generation_config.json", config_to_dict(generation))
+    write_json(folder / "model_index.json", index)

@@ -1,0 +1,1 @@
+"""What steers a generation besides speech: portrait, source video, edit mask, their channels."""

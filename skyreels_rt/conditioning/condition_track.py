@@ -1,0 +1,228 @@
+"""Condition channels along the timeline: portrait, source video and already emitted latents.
+
+What a latent is told (DESIGN.md, "Conditions"): where something is *given* (a source pixel outside
+the edit mask, a latent that was emitted before), the mask says known and the channels hold its
+latents; everywhere else the mask says generate and the channels hold the portrait's latents.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from skyreels_rt.conditioning.channels import condition_channels, latent_mask
+from skyreels_rt.conditioning.source_video import SourceTrack, composite
+from skyreels_rt.config import TransformerConfig
+from skyreels_rt.errors import InvalidArgument
+from skyreels_rt.models.vae import VAECache, VideoVAE
+from skyreels_rt.types import Timeline
+
+
+def to_video_tensor(frames: NDArray[np.uint8], vae: VideoVAE) -> Tensor:
+    """Frames uint8 (F, H, W, 3) as the VAE takes them: (1, 3, F, H, W) in [-1, 1]."""
+    weight = next(vae.parameters())
+    video = torch.from_numpy(frames).permute(3, 0, 1, 2).unsqueeze(0)
+    return (video.to(weight.device, torch.float32) / 127.5 - 1).to(weight.dtype)
+
+
+def encode_portrait(portrait: NDArray[np.uint8], vae: VideoVAE) -> Tensor:
+    """Latents (C, h, w), float32, of a portrait uint8 (H, W, 3)."""
+    latents, _ = vae.encode_step(to_video_tensor(portrait[None], vae), None)
+    return latents[0, :, 0].float()
+
+
+def leading_slot_channels(
+    config: TransformerConfig, vae: VideoVAE, portrait: NDArray[np.uint8], window: int
+) -> Tensor:
+    """Condition channels of a window whose extra first frame is the portrait (Wan-I2V).
+
+    Behind the portrait Wan encodes grey frames, through the same causal VAE.
+
+    Parameters
+    ----------
+    config : TransformerConfig
+        Says which channels the model takes.
+    vae : VideoVAE
+        Encodes portrait and grey.
+    portrait : ndarray, shape (H, W, 3), uint8
+        Portrait in the output's shape.
+    window : int
+        Latents of a window, without the slot.
+
+    Returns
+    -------
+    Tensor, shape (Cc, 1 + window, h, w), float32
+    """
+    frame = to_video_tensor(portrait[None], vae)
+    latents, cache = vae.encode_step(frame, None)
+    encoded = [latents]
+    grey = torch.zeros_like(frame).expand(-1, -1, vae.temporal_stride, -1, -1)
+    for _ in range(window):
+        latents, cache = vae.encode_step(grey, cache)
+        encoded.append(latents)
+    sequence = torch.cat(encoded, dim=2)[0].float()
+    height, width = sequence.shape[-2:]
+    mask = torch.zeros(vae.temporal_stride, 1 + window, height, width, device=sequence.device)
+    mask[:, 0] = 1
+    return condition_channels(
+        config,
+        1 + window,
+        height,
+        width,
+        reference_latents=sequence,
+        given_latents=sequence,
+        given_mask=mask,
+    )
+
+
+class ConditionTrack:
+    """Condition channels and final compositing of one job.
+
+    Parameters
+    ----------
+    config : TransformerConfig
+        Says which channels the model takes.
+    vae : VideoVAE
+        Encodes the source video.
+    timeline : Timeline
+        Conversion between frames and latents.
+    height, width : int
+        Pixels of a frame.
+    reference_latents : Tensor, shape (C, h, w), or None
+        The portrait; with a source video and no portrait, the source's first frame is used.
+    source : SourceTrack, optional
+        Source video with its edit mask.
+    continues : bool
+        The model takes emitted latents as known frames.
+
+    Raises
+    ------
+    InvalidArgument
+        A source video or portrait was given to a model that cannot take one.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        vae: VideoVAE,
+        timeline: Timeline,
+        *,
+        height: int,
+        width: int,
+        reference_latents: Tensor | None,
+        source: SourceTrack | None,
+        continues: bool,
+    ) -> None:
+        if source is not None and (config.mask_channels == 0 or timeline.primed):
+            raise InvalidArgument(
+                "video",
+                expected="a model whose condition channels have a mask on every frame",
+                got=f"one with {config.mask_channels} mask channels, primed={timeline.primed}",
+            )
+        self._config = config
+        self._vae = vae
+        self._timeline = timeline
+        self._size = (height // vae.spatial_stride, width // vae.spatial_stride)
+        self._reference = reference_latents
+        self._source = source
+        self._continues = continues and config.mask_channels > 0
+        self._cache: VAECache | None = None
+        self._first = 0  # latent index of the first entry of the two lists below
+        self._latents: list[Tensor] = []
+        self._masks: list[Tensor] = []
+        self._num_encoded = 0
+        self._frames: list[tuple[NDArray[np.uint8], NDArray[np.float32]]] = []
+        self._first_frame = 0  # index of the first entry of _frames
+        self.num_source_frames: int | None = None
+        """Frames of the source video, once its end was reached."""
+
+    def prepare(self, stop: int) -> int:
+        """Encode the source up to latent ``stop``; return how many latents it can cover.
+
+        Without a source video every latent can be covered.
+        """
+        if self._source is None:
+            return stop
+        while self._num_encoded < stop and self.num_source_frames is None:
+            self._encode_next()
+        return min(stop, self._num_encoded)
+
+    def channels(self, start: int, stop: int, emitted: Tensor) -> Tensor:
+        """Condition channels of the latents ``[start, stop)``.
+
+        Parameters
+        ----------
+        start, stop : int
+            Range on the timeline, prepared before.
+        emitted : Tensor, shape (C, p, h, w)
+            Clean latents of the first ``p`` of them, which were emitted before.
+
+        Returns
+        -------
+        Tensor, shape (Cc, stop - start, h, w), float32
+        """
+        length, pinned = stop - start, emitted.shape[1] if self._continues else 0
+        given = torch.zeros(self._config.out_channels, length, *self._size)
+        mask = torch.zeros(self._timeline.temporal_stride, length, *self._size)
+        if self._source is not None:
+            for index in range(start, stop):
+                given[:, index - start] = self._latents[index - self._first]
+                mask[:, index - start] = self._masks[index - self._first]
+        if pinned:
+            given[:, :pinned] = emitted[:, :pinned].cpu()
+            mask[:, :pinned] = 1
+        return condition_channels(
+            self._config,
+            length,
+            *self._size,
+            reference_latents=self._reference,
+            given_latents=given,
+            given_mask=mask,
+        ).to(next(self._vae.parameters()).device)
+
+    def composite(self, frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Put the next generated frames (F, H, W, 3) into the source; identity without a source."""
+        if self._source is None:
+            return frames
+        sources, alphas = zip(*self._frames[: len(frames)], strict=True)
+        del self._frames[: len(frames)]
+        return composite(frames, np.stack(sources), np.stack(alphas))
+
+    def discard(self, before: int) -> None:
+        """Forget everything about latents before ``before``."""
+        drop = min(before - self._first, len(self._latents))
+        if drop > 0:
+            del self._latents[:drop], self._masks[:drop]
+            self._first += drop
+
+    def close(self) -> None:
+        """Close the source video."""
+        if self._source is not None:
+            self._source.close()
+
+    def _encode_next(self) -> None:
+        """Read and encode the frames of one more latent; a short rest repeats its last frame."""
+        assert self._source is not None
+        index = self._num_encoded
+        count = self._timeline.first_frame(index + 1) - self._timeline.first_frame(index)
+        frames, alpha = self._source.read(count)
+        if len(frames) < count:
+            self.num_source_frames = self._timeline.first_frame(index) + len(frames)
+            if len(frames) == 0:
+                return
+        self._frames.extend(zip(frames, alpha, strict=True))
+        rest = count - len(frames)
+        frames = np.concatenate([frames, np.repeat(frames[-1:], rest, axis=0)])
+        alpha = np.concatenate([alpha, np.repeat(alpha[-1:], rest, axis=0)])
+        if self._reference is None:
+            self._reference = encode_portrait(frames[0], self._vae)
+        video = to_video_tensor(frames, self._vae)
+        # The region to be generated is blanked, so that no trace of the old mouth is encoded.
+        video[:, :, torch.from_numpy(alpha > 0)] = 0
+        latents, self._cache = self._vae.encode_step(video, self._cache)
+        stride = self._timeline.temporal_stride
+        self._latents.append(latents[0, :, 0].float().cpu())
+        self._masks.append(latent_mask(alpha, self._vae.spatial_stride, stride)[:, 0])
+        self._num_encoded += 1

@@ -1,0 +1,1 @@
+"""Noise, schedules, solvers, guidance, BLF windows and the one denoise loop, on latents only."""

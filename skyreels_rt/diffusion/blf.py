@@ -1,0 +1,262 @@
+"""BLF: overlapping windows on the global latent timeline, denoised together and fused every step.
+
+A *group* is a run of windows that go through the denoise loop together. Its latents before
+``emitted`` were shown already and stay pinned; the rest is new. With ``hop = window - overlap``:
+
+    timeline   0 ............. emitted ..................... stop
+    window 0          [-- overlap --|-- hop --]
+    window 1                  [---- overlap --|-- hop --]        (horizon = 2)
+
+Every window predicts from the same latents; the velocities are averaged with weights that sum to 1
+at each latent, so the result has no direction and does not depend on the order of the windows. The
+paper names the method and gives no formula; windows, ramps and groups are ours (nearest shipped
+relatives: StableAvatar's one-directional ramps, Sonic's and HunyuanVideo-Avatar's sum and counter).
+All positions are latent frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from skyreels_rt.errors import InvalidArgument
+
+Ramp = Literal["linear", "uniform"]
+
+
+@dataclass(frozen=True)
+class Window:
+    """Latent frames ``[start, stop)`` of the timeline that the model sees at once."""
+
+    start: int
+    stop: int
+
+    @property
+    def length(self) -> int:
+        """Number of latent frames."""
+        return self.stop - self.start
+
+
+@dataclass(frozen=True)
+class Group:
+    """Windows that are denoised and emitted together.
+
+    Attributes
+    ----------
+    start, emitted, stop : int
+        Latents ``[start, emitted)`` are pinned (already emitted), ``[emitted, stop)`` are new.
+    windows : tuple of Window
+        In timeline order; the first starts at ``start``, the last stops at ``stop``, each starts at
+        or before the end of the one before.
+    """
+
+    start: int
+    emitted: int
+    stop: int
+    windows: tuple[Window, ...]
+
+    @property
+    def length(self) -> int:
+        """Latent frames of the group, pinned and new."""
+        return self.stop - self.start
+
+    @property
+    def num_pinned(self) -> int:
+        """Latent frames that were emitted before."""
+        return self.emitted - self.start
+
+    @property
+    def num_new(self) -> int:
+        """Latent frames that the group will emit."""
+        return self.stop - self.emitted
+
+
+def num_kept_latents(window: int, overlap: int) -> int:
+    """Count the emitted latents that a stream must keep; no later group reaches back further.
+
+    A full group reaches back ``overlap`` latents; the final one, when it adds a single latent,
+    reaches back ``window - 1`` of them to fill its window.
+    """
+    return max(overlap, window - 1)
+
+
+def plan_group(
+    emitted: int, available: int, ended: bool, *, window: int, overlap: int, horizon: int
+) -> Group | None:
+    """Next group of a stream, or None while there is nothing to do.
+
+    The first group covers ``window + (horizon - 1) * hop`` latents, a later one starts ``overlap``
+    latents back and adds ``horizon * hop``. The final group takes what is left: its last window is
+    shifted back to stop at the end, and a group shorter than a window reaches further back instead.
+    The sequence of groups depends on the final number of latents only, not on how they arrived.
+
+    Parameters
+    ----------
+    emitted : int
+        Latents emitted so far, >= 0.
+    available : int
+        Latents whose conditions are ready, >= ``emitted``.
+    ended : bool
+        Whether ``available`` is final.
+    window, overlap, horizon : int
+        Latents a window, latents shared by consecutive windows (``0 <= overlap < window``) and
+        windows a group (>= 1; any large number for all at once).
+
+    Returns
+    -------
+    Group or None
+        None while ``available`` does not cover a full group, and at the end when all is emitted.
+
+    Raises
+    ------
+    InvalidArgument
+        A number is out of its range.
+    """
+    _check_plan(emitted, available, window, overlap, horizon)
+    hop = window - overlap
+    start = max(0, emitted - overlap)
+    full = emitted + horizon * hop if emitted else window + (horizon - 1) * hop
+    if available < full and (not ended or available == emitted):
+        return None
+    stop = min(full, available)
+    if stop - start <= window:
+        start = max(0, stop - window)
+        return Group(start, emitted, stop, (Window(start, stop),))
+    starts = [*range(start, stop - window, hop), stop - window]
+    windows = tuple(Window(first, first + window) for first in starts)
+    return Group(start, emitted, stop, windows)
+
+
+def window_weights(group: Group, overlap: int, ramp: Ramp = "linear") -> tuple[Tensor, ...]:
+    """Fusion weights of every window of ``group``, normalised over all windows at each latent.
+
+    Before normalisation a window weighs 1, and with the linear ramp ``(j + 1) / (overlap + 1)`` for
+    the j-th latent counted from either border, where that is less. Borders of the group itself
+    have no ramp. The group's pinned latents are covered too; their weights have no effect.
+
+    Parameters
+    ----------
+    group : Group
+        Result of :func:`plan_group`.
+    overlap : int
+        Length of the ramps in latents, >= 0.
+    ramp : {"linear", "uniform"}
+        Uniform gives every window that covers a latent the same weight.
+
+    Returns
+    -------
+    tuple of Tensor, shape (window length,), float32
+        Aligned with ``group.windows``. At each latent they sum to 1 up to float32 rounding; where
+        one window covers it, the weight is exactly 1.
+
+    Raises
+    ------
+    InvalidArgument
+        ``ramp`` is unknown.
+    """
+    if ramp not in ("linear", "uniform"):
+        raise InvalidArgument("ramp", expected="'linear' or 'uniform'", got=repr(ramp))
+    # In units of 1 / (overlap + 1) the ramps are integers, so their sums have no order.
+    total = torch.zeros(group.length, dtype=torch.int64)
+    numerators = []
+    for window in group.windows:
+        numerator = torch.full((window.length,), overlap + 1, dtype=torch.int64)
+        if ramp == "linear":
+            position = torch.arange(1, window.length + 1)
+            if window.start > group.start:
+                numerator = torch.minimum(numerator, position)
+            if window.stop < group.stop:
+                numerator = torch.minimum(numerator, position.flip(0))
+        total[window.start - group.start : window.stop - group.start] += numerator
+        numerators.append(numerator)
+    return tuple(
+        (
+            numerator.to(torch.float64)
+            / total[window.start - group.start : window.stop - group.start].to(torch.float64)
+        ).to(torch.float32)
+        for window, numerator in zip(group.windows, numerators, strict=True)
+    )
+
+
+def fuse(
+    predictions: Mapping[Window, Tensor] | Sequence[Tensor],
+    group: Group,
+    weights: Sequence[Tensor],
+) -> Tensor:
+    """Weighted average of the windows' predictions on the group's timeline.
+
+    Parameters
+    ----------
+    predictions : mapping of Window to Tensor, or sequence of Tensor aligned with ``group.windows``
+        One prediction a window, shape (C, window length, h, w), any floating dtype. The order in
+        which a mapping was filled has no effect on a single bit.
+    group : Group
+        The windows.
+    weights : sequence of Tensor
+        Result of :func:`window_weights`.
+
+    Returns
+    -------
+    Tensor, shape (C, group length, h, w), float32
+        Where one window covers a latent, its prediction bit by bit.
+
+    Raises
+    ------
+    InvalidArgument
+        A prediction is missing, or has another shape than its window.
+    """
+    ordered = _in_timeline_order(predictions, group)
+    channels, _, height, width = ordered[0].shape
+    fused = ordered[0].new_empty((channels, group.length, height, width), dtype=torch.float32)
+    filled = group.start
+    for window, prediction, weight in zip(group.windows, ordered, weights, strict=True):
+        if prediction.shape != (channels, window.length, height, width):
+            raise InvalidArgument(
+                "predictions",
+                expected=f"shape {(channels, window.length, height, width)} for {window}",
+                got=tuple(prediction.shape),
+            )
+        weight_1F11 = weight.to(fused.device).view(1, -1, 1, 1)
+        weighted = prediction.to(torch.float32) * weight_1F11
+        here = fused[:, window.start - group.start : window.stop - group.start]
+        shared = max(0, filled - window.start)
+        here[:, :shared] += weighted[:, :shared]
+        # Assigned, not added to zero: 0 + (-0.0) would lose a bit of an uncontested prediction.
+        here[:, shared:] = weighted[:, shared:]
+        filled = window.stop
+    return fused
+
+
+def _in_timeline_order(
+    predictions: Mapping[Window, Tensor] | Sequence[Tensor], group: Group
+) -> list[Tensor]:
+    """Predictions aligned with ``group.windows``, one each."""
+    if isinstance(predictions, Mapping):
+        ordered = [predictions[window] for window in group.windows if window in predictions]
+    else:
+        ordered = list(predictions)
+    if len(ordered) != len(group.windows):
+        raise InvalidArgument(
+            "predictions",
+            expected=f"one for each of {len(group.windows)} windows",
+            got=len(ordered),
+        )
+    return ordered
+
+
+def _check_plan(emitted: int, available: int, window: int, overlap: int, horizon: int) -> None:
+    """Raise unless the numbers describe a stream and its windows."""
+    if window < 1:
+        raise InvalidArgument("window", expected="latents >= 1", got=window)
+    if not 0 <= overlap < window:
+        raise InvalidArgument("overlap", expected=f"0 <= overlap < window={window}", got=overlap)
+    if horizon < 1:
+        raise InvalidArgument("horizon", expected="windows >= 1", got=horizon)
+    if emitted < 0:
+        raise InvalidArgument("emitted", expected="latents >= 0", got=emitted)
+    if available < emitted:
+        raise InvalidArgument("available", expected=f"latents >= emitted={emitted}", got=available)

@@ -1,0 +1,152 @@
+"""Runs the transformer on one BLF window: condition channels, context caches, guidance passes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from skyreels_rt.diffusion.blf import Group, Window
+from skyreels_rt.diffusion.guidance import GuidancePass, combine
+from skyreels_rt.models.attention import KeysValues
+from skyreels_rt.models.transformer import ContextCache, SkyReelsTransformer
+
+
+@dataclass(frozen=True)
+class PromptContext:
+    """Keys and values that stay the same for a whole job.
+
+    Attributes
+    ----------
+    positive, negative : tuple of KeysValues
+        Of the prompt, and of the negative prompt for the passes without text.
+    image : tuple of KeysValues or None
+        Of the portrait, for models with an image branch.
+    """
+
+    positive: tuple[KeysValues, ...]
+    negative: tuple[KeysValues, ...]
+    image: tuple[KeysValues, ...] | None = None
+
+
+@dataclass(frozen=True)
+class LeadingSlot:
+    """The portrait as an extra frame 0 of every window (``reference_mode="leading_slot"``).
+
+    Attributes
+    ----------
+    latents, noise : Tensor, shape (C, 1, h, w), float32
+        The portrait's latent, and the fixed noise it is re-noised with.
+    channels : Tensor, shape (Cc, 1 + window, h, w)
+        Condition channels of the slot and of the latents behind it, the same in every window.
+    tokens : tuple of Tensor, shape (1, M, C)
+        Audio tokens of the slot, one entry per window of the group.
+    silent_tokens : Tensor, shape (1, M, C), or None
+        Tokens of the slot in the passes without audio; None for models without an audio adapter.
+    """
+
+    latents: Tensor
+    noise: Tensor
+    channels: Tensor
+    tokens: tuple[Tensor, ...]
+    silent_tokens: Tensor | None
+
+
+class WindowPredictor:
+    """Velocity of a window of one group; the ``predict`` of :func:`denoise_group`.
+
+    Keys and values of the audio are made at a window's first step and kept for the others.
+
+    Parameters
+    ----------
+    transformer : SkyReelsTransformer
+        The model.
+    group : Group
+        Windows and their place on the timeline.
+    passes : sequence of GuidancePass
+        Forward passes of a step and their weights.
+    prompt : PromptContext
+        Keys and values of prompt and portrait.
+    channels : Tensor, shape (Cc, n, h, w)
+        Condition channels of the group's latents; Cc may be 0.
+    tokens : Tensor, shape (n, M, C), or None
+        Audio tokens of the group's latents; None for models without an audio adapter.
+    silent_tokens : Tensor, shape (n, M, C), or None
+        Tokens of "no audio", for the passes without it.
+    slot : LeadingSlot, optional
+        The leading slot, if the model uses one.
+    """
+
+    def __init__(
+        self,
+        transformer: SkyReelsTransformer,
+        group: Group,
+        passes: Sequence[GuidancePass],
+        prompt: PromptContext,
+        *,
+        channels: Tensor,
+        tokens: Tensor | None,
+        silent_tokens: Tensor | None,
+        slot: LeadingSlot | None = None,
+    ) -> None:
+        self._transformer = transformer
+        self._group = group
+        self._passes = tuple(passes)
+        self._prompt = prompt
+        self._channels = channels
+        self._tokens = {True: tokens, False: silent_tokens}
+        self._slot = slot
+        self._contexts: dict[tuple[Window, GuidancePass], ContextCache] = {}
+        self._rope: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def __call__(self, window: Window, latents: Tensor, step: int, timestep: float) -> Tensor:
+        """Guided velocity, float32, of ``latents``; both (C, len, h, w)."""
+        del step
+        model = self._transformer
+        inputs = self._inputs(window, latents, timestep / 1000)
+        frames, height, width = inputs.shape[1:]
+        if frames not in self._rope:
+            self._rope[frames] = model.rope(frames, height, width)
+        time = torch.tensor([timestep], dtype=torch.float64)
+        velocities = []
+        for guidance_pass in self._passes:
+            context = self._context(window, guidance_pass)
+            velocity = model(inputs.unsqueeze(0), time, context, self._rope[frames])
+            velocities.append(velocity[0, :, 1:] if self._slot is not None else velocity[0])
+        return combine(self._passes, [velocity.float() for velocity in velocities])
+
+    def _inputs(self, window: Window, latents: Tensor, sigma: float) -> Tensor:
+        """Noisy latents and condition channels of a window, slot in front if there is one."""
+        if self._slot is None:
+            first = self._group.start
+            channels = self._channels[:, window.start - first : window.stop - first]
+            return torch.cat([latents, channels])
+        noised = (1 - sigma) * self._slot.latents + sigma * self._slot.noise
+        frames = torch.cat([noised, latents], dim=1)
+        return torch.cat([frames, self._slot.channels[:, : frames.shape[1]]])
+
+    def _context(self, window: Window, guidance_pass: GuidancePass) -> ContextCache:
+        key = (window, guidance_pass)
+        if key not in self._contexts:
+            prompt = self._prompt.positive if guidance_pass.text else self._prompt.negative
+            self._contexts[key] = ContextCache(
+                prompt,
+                self._prompt.image,
+                self._audio_context(window, with_audio=guidance_pass.audio),
+            )
+        return self._contexts[key]
+
+    def _audio_context(self, window: Window, *, with_audio: bool) -> tuple[KeysValues, ...] | None:
+        tokens = self._tokens[with_audio]
+        if tokens is None:
+            return None
+        tokens = tokens[window.start - self._group.start : window.stop - self._group.start]
+        if self._slot is not None:
+            leading = self._slot.silent_tokens
+            if with_audio:
+                leading = self._slot.tokens[self._group.windows.index(window)]
+            assert leading is not None
+            tokens = torch.cat([leading, tokens])
+        return self._transformer.audio_context(tokens.unsqueeze(0))

@@ -1,0 +1,374 @@
+"""The engine: a loaded model, shared by every job and never changed after loading."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal, Unpack
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from skyreels_rt.audio.resample import ResampledAudio
+from skyreels_rt.components import Components, load_components
+from skyreels_rt.conditioning.edit_mask import resolve_edit_mask
+from skyreels_rt.conditioning.face import FaceFinder, face_available
+from skyreels_rt.conditioning.portrait import prepare_portrait
+from skyreels_rt.conditioning.source_video import SourceTrack
+from skyreels_rt.errors import InvalidArgument, ModelError
+from skyreels_rt.kernels import KernelPlan
+from skyreels_rt.media.audio_file import AudioSource, open_audio
+from skyreels_rt.media.image import load_image
+from skyreels_rt.media.video import Video
+from skyreels_rt.media.video_file import open_video
+from skyreels_rt.media.video_writer import AAC_SAMPLE_RATES, VideoWriter
+from skyreels_rt.options import (
+    GenerateOptions,
+    bytes_per_latent,
+    resolve_settings,
+)
+from skyreels_rt.progress import ProgressBar
+from skyreels_rt.runtime.device import resolve_device, resolve_dtype
+from skyreels_rt.runtime.memory import MemoryEstimate, activation_bytes
+from skyreels_rt.session import JobSettings, Session
+from skyreels_rt.types import FrameChunk, Timeline
+
+TINY_NAME = "tiny-random"
+
+
+@dataclass(frozen=True)
+class GenerationSummary:
+    """What a job did.
+
+    Attributes
+    ----------
+    num_frames, fps : int
+        Frames made, and their rate.
+    seed : int
+        Seed used.
+    seconds : float
+        Wall-clock seconds of the whole job.
+    stage_seconds : dict of str to float
+        Of them, by stage.
+    settings : JobSettings
+        Resolved options.
+    """
+
+    num_frames: int
+    fps: int
+    seed: int
+    seconds: float
+    stage_seconds: dict[str, float]
+    settings: JobSettings
+
+    @property
+    def rtf(self) -> float:
+        """Compute seconds per second of video; below 1 is faster than real time."""
+        return self.seconds * self.fps / self.num_frames
+
+
+class Engine:
+    """A loaded model.
+
+    Immutable and shared: every job has a :class:`Session` of its own for what changes.
+
+    Parameters
+    ----------
+    components : Components
+        The model's frozen parts; see :meth:`from_pretrained`.
+    """
+
+    def __init__(self, components: Components) -> None:
+        self._components = components
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path,
+        *,
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype = "auto",
+        kernels: Literal["auto", "reference"] | Mapping[str, str] = "auto",
+    ) -> Engine:
+        """Load a model.
+
+        Parameters
+        ----------
+        model : str or Path
+            A model folder, or ``"tiny-random"``: a seeded random model of the real topology.
+        device : str or torch.device
+            ``"auto"`` is CUDA where there is one, else the CPU.
+        dtype : str or torch.dtype
+            ``"auto"`` is bfloat16 on CUDA, float32 on the CPU.
+        kernels : str or dict
+            ``"auto"``, ``"reference"``, or an implementation for some operators by name.
+
+        Raises
+        ------
+        ModelError
+            Unknown model, or a folder that cannot be used.
+        WeightsMismatch
+            A checkpoint does not hold exactly the tensors needed.
+        InvalidArgument
+            An unknown device or dtype.
+        UnsupportedKernel
+            A kernel implementation was asked for that cannot run here.
+        """
+        where = resolve_device(device)
+        kind = resolve_dtype(dtype, where)
+        plan = KernelPlan.choose(where, kind, kernels)
+        if str(model) == TINY_NAME:
+            from skyreels_rt.testing.tiny import tiny_components
+
+            return cls(tiny_components(device=where, dtype=kind, plan=plan))
+        folder = Path(model)
+        if folder.is_file():
+            raise ModelError(
+                f"{folder}: a file, expected a model folder.",
+                stage="load",
+                hint="Pickled checkpoints (.pth, .pt, .ckpt, .bin) are never read; convert them to "
+                "a folder with safetensors first.",
+            )
+        if not folder.is_dir():
+            raise ModelError(
+                f"{model}: no such model.",
+                stage="load",
+                hint=f"Give a model folder, or {TINY_NAME!r}.",
+            )
+        return cls(load_components(folder, device=where, dtype=kind, plan=plan))
+
+    # ------------------------------------------------------------------------------------- jobs
+
+    def generate(
+        self,
+        audio: str | Path | NDArray[Any],
+        **options: Unpack[GenerateOptions],
+    ) -> Video:
+        """Make a talking video and hold it in memory.
+
+        Parameters
+        ----------
+        audio : path or ndarray, shape (S,) or (S, channels)
+            Speech; an array needs ``sample_rate``.
+        **options
+            See :class:`GenerateOptions`. Give ``image``, ``video``, both, or only a ``prompt``.
+
+        Returns
+        -------
+        Video
+            Frames, sound and ``save``. For long jobs use :meth:`generate_file` or :meth:`stream`.
+
+        Raises
+        ------
+        SkyReelsError
+            A typed error for every unusable input; see :mod:`skyreels_rt.errors`.
+        """
+        with self._job(audio, options) as job:
+            chunks = list(job.chunks())
+            return Video(
+                frames=np.concatenate([chunk.frames for chunk in chunks]),
+                audio=np.concatenate([chunk.audio for chunk in chunks]),
+                sample_rate=job.audio.sample_rate,
+                fps=job.settings.fps,
+            )
+
+    def stream(
+        self, audio: str | Path | NDArray[Any], **options: Unpack[GenerateOptions]
+    ) -> Iterator[FrameChunk]:
+        """Make a talking video and yield it chunk by chunk, in constant memory.
+
+        Takes and raises the same as :meth:`generate`; the inputs are checked before the first
+        chunk is asked for.
+        """
+        job = self._job(audio, options)
+
+        def chunks() -> Iterator[FrameChunk]:
+            with job:
+                yield from job.chunks()
+
+        return chunks()
+
+    def generate_file(
+        self,
+        path: str | Path,
+        audio: str | Path | NDArray[Any],
+        **options: Unpack[GenerateOptions],
+    ) -> GenerationSummary:
+        """Make a talking video straight into an MP4 file, in constant memory.
+
+        Takes and raises the same as :meth:`generate`, and :class:`OutputError` when ``path`` cannot
+        be written. Until the job is done nothing exists under ``path``.
+
+        Returns
+        -------
+        GenerationSummary
+        """
+        start = time.perf_counter()
+        with self._job(audio, options) as job:
+            settings = job.settings
+            with VideoWriter(
+                path,
+                fps=settings.fps,
+                height=settings.height,
+                width=settings.width,
+                sample_rate=job.audio.sample_rate,
+                channels=job.audio.channels,
+            ) as writer:
+                for chunk in job.chunks():
+                    with job.session.clock.measure("encode"):
+                        writer.write(chunk.frames, chunk.audio)
+            return GenerationSummary(
+                num_frames=job.session.num_frames_done,
+                fps=settings.fps,
+                seed=settings.seed,
+                seconds=time.perf_counter() - start,
+                stage_seconds=dict(job.session.clock.seconds),
+                settings=settings,
+            )
+
+    # ------------------------------------------------------------------------------------- facts
+
+    def describe(self) -> str:
+        """The model, its shape and the kernel plan, as text."""
+        parts = self._components
+        config, generation = parts.transformer.config, parts.generation
+        return "\n".join(
+            [
+                f"model        {parts.name}",
+                f"device       {parts.device}, {parts.dtype}",
+                f"transformer  {config.num_layers} blocks of width {config.dim}, "
+                f"{config.num_heads} heads, {config.condition_channels} condition channels",
+                f"video        {generation.width}x{generation.height} at {generation.fps} fps",
+                f"windows      {generation.window} latents, overlap {generation.overlap}",
+                f"weights      {parts.num_bytes / 2**20:.1f} MiB",
+                parts.plan.describe(),
+            ]
+        )
+
+    def estimate(self, seconds: float, **options: Unpack[GenerateOptions]) -> MemoryEstimate:
+        """Bytes a job of ``seconds`` of speech needs, by owner, from shapes alone.
+
+        Raises
+        ------
+        InvalidArgument
+            An option is out of its range.
+        """
+        parts = self._components
+        settings = resolve_settings(parts, options)
+        timeline = Timeline(parts.vae.temporal_stride)
+        stride = parts.vae.spatial_stride
+        total = timeline.num_latents(round(Fraction(seconds) * settings.fps))
+        hop = settings.window - settings.overlap
+        group = min(total, settings.window + (settings.horizon - 1) * hop)
+        per_latent = bytes_per_latent(parts, settings, has_source=options.get("video") is not None)
+        _, patch_h, patch_w = parts.transformer.config.patch_size
+        tokens = min(settings.window, total) * (settings.height // stride // patch_h)
+        tokens *= settings.width // stride // patch_w
+        return MemoryEstimate(
+            weights=parts.num_bytes,
+            timeline=group * per_latent,
+            vae_cache=parts.vae.cache_bytes(settings.height, settings.width, parts.dtype),
+            activations=activation_bytes(
+                parts.transformer.config, num_tokens=tokens, itemsize=parts.dtype.itemsize
+            ),
+        )
+
+    @property
+    def components(self) -> Components:
+        """The frozen parts of the loaded model."""
+        return self._components
+
+    # --------------------------------------------------------------------------------- internals
+
+    def _job(self, audio: str | Path | NDArray[Any], options: GenerateOptions) -> _Job:
+        """Check every input, in the order a caller would fix them, and open a session."""
+        settings = resolve_settings(self._components, options)
+        source_audio = open_audio(audio, options.get("sample_rate"))
+        if source_audio.sample_rate not in AAC_SAMPLE_RATES:
+            source_audio = ResampledAudio(source_audio, 48_000)
+        portrait, source = self._visual_inputs(settings, options)
+        bar = None
+        on_progress = options.get("on_progress")
+        if on_progress is None:
+            bar = on_progress = ProgressBar()
+        cancel = options.get("cancel")
+        session = Session(
+            self._components,
+            settings,
+            portrait=portrait,
+            source=source,
+            on_progress=on_progress,
+            is_cancelled=cancel.is_set if cancel is not None else None,
+        )
+        return _Job(source_audio, session, settings, bar)
+
+    def _visual_inputs(
+        self, settings: JobSettings, options: GenerateOptions
+    ) -> tuple[NDArray[np.uint8] | None, SourceTrack | None]:
+        """Portrait in the output's shape, and the source track; each None if not given."""
+        image, video = options.get("image"), options.get("video")
+        mask, config = options.get("edit_mask"), self._components.transformer.config
+        if mask is not None and video is None:
+            raise InvalidArgument("edit_mask", expected="a video to edit", got="no video")
+        if image is None and video is None and not settings.prompt:
+            raise InvalidArgument(
+                "image", expected="an image, a video or a prompt", got="none of them"
+            )
+        if image is not None and config.condition_channels == 0 and config.image_dim is None:
+            raise InvalidArgument(
+                "image",
+                expected="a model with condition channels",
+                got="a text-to-video model",
+                hint="Leave the image out, or load a model that takes a portrait.",
+            )
+        mask = "mouth" if mask is None else mask
+        needs_face = video is not None and isinstance(mask, str) and mask in ("mouth", "face")
+        finder = FaceFinder() if needs_face or (image is not None and face_available()) else None
+        portrait = source = None
+        if image is not None:
+            portrait = prepare_portrait(
+                load_image(image), settings.height, settings.width, finder=finder
+            )
+        if video is not None:
+            frame_mask = resolve_edit_mask(mask, settings.height, settings.width, finder)
+            rate = settings.fps if isinstance(video, np.ndarray) else None
+            source = SourceTrack(
+                open_video(video, rate),
+                frame_mask,
+                settings.fps,
+                settings.height,
+                settings.width,
+            )
+        return portrait, source
+
+
+@dataclass
+class _Job:
+    """An open session and the speech that drives it; closes both."""
+
+    audio: AudioSource
+    session: Session
+    settings: JobSettings
+    bar: ProgressBar | None
+
+    def chunks(self) -> Iterator[FrameChunk]:
+        """Push the speech block by block and yield what becomes ready."""
+        for block in self.audio.blocks():
+            self.session.push_audio(block, self.audio.sample_rate)
+            yield from self.session.frames()
+            if self.session.num_frames == self.session.num_frames_done:
+                return  # the source video ended before the speech
+        self.session.end_audio()
+        yield from self.session.frames()
+
+    def __enter__(self) -> _Job:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.session.close()
+        if self.bar is not None:
+            self.bar.close()

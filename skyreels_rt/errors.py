@@ -1,0 +1,136 @@
+"""Every error the library raises on purpose, under one base.
+
+A message says what was wrong with which argument, what was expected, what came, and what to do.
+Messages carry no file content and no secrets.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class SkyReelsError(Exception):
+    """Base of every error raised on purpose.
+
+    Attributes
+    ----------
+    code : str
+        Stable machine-readable name of the kind of error.
+    stage : str or None
+        Part of the run that failed (``"load"``, ``"audio"``, ``"denoise"`` ...), where known.
+    hint : str or None
+        One sentence that says what to do about it.
+    """
+
+    code: ClassVar[str] = "error"
+
+    def __init__(self, message: str, *, stage: str | None = None, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.stage = stage
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.hint}" if self.hint else self.message
+
+
+class InvalidArgument(SkyReelsError, ValueError):
+    """An argument has a value the call cannot accept.
+
+    Attributes
+    ----------
+    argument : str
+        Name of the offending argument, as the caller wrote it.
+    expected, got : str
+        What would have been accepted, and what came.
+    """
+
+    code = "invalid_argument"
+
+    def __init__(
+        self,
+        argument: str,
+        *,
+        expected: str,
+        got: object,
+        stage: str | None = None,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(f"{argument}: expected {expected}, got {got}.", stage=stage, hint=hint)
+        self.argument = argument
+        self.expected = expected
+        self.got = str(got)
+
+
+class MediaError(SkyReelsError, ValueError):
+    """An image, audio or video input cannot be used: missing, damaged, disguised or too large."""
+
+    code = "media"
+
+
+class FaceNotFound(MediaError):
+    """A face is needed and the detector found none."""
+
+    code = "face_not_found"
+
+
+class ModelError(SkyReelsError, ValueError):
+    """A model folder, its configuration or its name cannot be used."""
+
+    code = "model"
+
+
+class WeightsMismatch(ModelError):
+    """A checkpoint does not hold exactly the tensors that the model needs.
+
+    Attributes
+    ----------
+    missing, unexpected, misshaped : tuple of str
+        Tensor names; ``misshaped`` entries also say both shapes.
+    """
+
+    code = "weights_mismatch"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        missing: tuple[str, ...] = (),
+        unexpected: tuple[str, ...] = (),
+        misshaped: tuple[str, ...] = (),
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(message, stage="load", hint=hint)
+        self.missing = missing
+        self.unexpected = unexpected
+        self.misshaped = misshaped
+
+
+class MissingDependency(SkyReelsError, ImportError):
+    """An optional package is needed for this call and is not installed."""
+
+    code = "missing_dependency"
+
+
+class UnsupportedKernel(SkyReelsError):
+    """An explicitly requested kernel implementation cannot run here; nothing falls back."""
+
+    code = "unsupported_kernel"
+
+
+class NonFinite(SkyReelsError, ArithmeticError):
+    """NaN or infinity appeared in an input or inside the run; no frame of it was delivered."""
+
+    code = "non_finite"
+
+
+class Cancelled(SkyReelsError):
+    """The caller cancelled the run."""
+
+    code = "cancelled"
+
+
+class OutputError(SkyReelsError, OSError):
+    """The output file cannot be written; nothing is left under its final name."""
+
+    code = "output"

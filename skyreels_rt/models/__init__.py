@@ -1,0 +1,1 @@
+"""The networks: video transformer with audio adapter, video VAEs, text and image encoders."""

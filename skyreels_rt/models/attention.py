@@ -1,0 +1,127 @@
+"""Self-attention and text/image cross-attention of the Wan transformer.
+
+Source: Wan-Video/Wan2.1 ``wan/modules/model.py`` (``WanSelfAttention``, ``WanT2VCrossAttention``,
+``WanI2VCrossAttention``). RMSNorm of q and k runs over the whole width, not per head.
+Legend: B batch, L tokens, S context tokens, D width, N heads, K head size.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from skyreels_rt.config import TransformerConfig
+from skyreels_rt.kernels import KernelPlan, qk_norm_rope
+
+KeysValues = tuple[Tensor, Tensor]
+"""Keys and values ready for attention, shape (B, N, S, K) each."""
+
+
+class SelfAttention(nn.Module):
+    """Attention of all video tokens with each other, with rotary positions.
+
+    Parameters
+    ----------
+    config : TransformerConfig
+        Width and heads.
+    plan : KernelPlan
+        Kernel implementations to use.
+    """
+
+    def __init__(self, config: TransformerConfig, plan: KernelPlan) -> None:
+        super().__init__()
+        dim = config.dim
+        self.num_heads = config.num_heads
+        self.plan = plan
+        self.q = nn.Linear(dim, dim)
+        self.k = nn.Linear(dim, dim)
+        self.v = nn.Linear(dim, dim)
+        self.o = nn.Linear(dim, dim)
+        self.norm_q = nn.RMSNorm(dim, eps=config.eps)
+        self.norm_k = nn.RMSNorm(dim, eps=config.eps)
+        self.eps = config.eps
+
+    def forward(self, x_BLD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Attention output before gate and residual, shape (B, L, D).
+
+        Parameters
+        ----------
+        x_BLD : Tensor, shape (B, L, D)
+            Normalised and modulated tokens.
+        cos, sin : Tensor, shape (L, K/2), float32
+            Tables of :func:`skyreels_rt.models.rope.rope_tables`.
+        """
+        q, k = qk_norm_rope(
+            self.q(x_BLD),
+            self.k(x_BLD),
+            self.norm_q.weight,
+            self.norm_k.weight,
+            cos,
+            sin,
+            eps=self.eps,
+            num_heads=self.num_heads,
+            impl=self.plan.qk_norm_rope,
+        )
+        attended = F.scaled_dot_product_attention(
+            _heads(q, self.num_heads),
+            _heads(k, self.num_heads),
+            _heads(self.v(x_BLD), self.num_heads),
+        )
+        out: Tensor = self.o(_merge(attended))
+        return out
+
+
+class CrossAttention(nn.Module):
+    """Attention of the video tokens over the prompt, and over the portrait's tokens if built.
+
+    Parameters
+    ----------
+    config : TransformerConfig
+        ``image_dim`` set builds the image branch (``k_img``, ``v_img``, ``norm_k_img``).
+    """
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        dim = config.dim
+        self.num_heads = config.num_heads
+        self.has_image = config.image_dim is not None
+        self.q = nn.Linear(dim, dim)
+        self.k = nn.Linear(dim, dim)
+        self.v = nn.Linear(dim, dim)
+        self.o = nn.Linear(dim, dim)
+        self.norm_q = nn.RMSNorm(dim, eps=config.eps)
+        self.norm_k = nn.RMSNorm(dim, eps=config.eps)
+        if self.has_image:
+            self.k_img = nn.Linear(dim, dim)
+            self.v_img = nn.Linear(dim, dim)
+            self.norm_k_img = nn.RMSNorm(dim, eps=config.eps)
+
+    def text_keys_values(self, context_BSD: Tensor) -> KeysValues:
+        """Keys and values of the embedded prompt; constant over the steps."""
+        keys = self.norm_k(self.k(context_BSD))
+        return _heads(keys, self.num_heads), _heads(self.v(context_BSD), self.num_heads)
+
+    def image_keys_values(self, context_BSD: Tensor) -> KeysValues:
+        """Keys and values of the embedded portrait tokens; constant over the steps."""
+        keys = self.norm_k_img(self.k_img(context_BSD))
+        return _heads(keys, self.num_heads), _heads(self.v_img(context_BSD), self.num_heads)
+
+    def forward(self, x_BLD: Tensor, text: KeysValues, image: KeysValues | None) -> Tensor:
+        """Attention output before the residual, shape (B, L, D); text and image outputs add up."""
+        q = _heads(self.norm_q(self.q(x_BLD)), self.num_heads)
+        attended = F.scaled_dot_product_attention(q, *text)
+        if image is not None:
+            attended = attended + F.scaled_dot_product_attention(q, *image)
+        out: Tensor = self.o(_merge(attended))
+        return out
+
+
+def _heads(x_BLD: Tensor, num_heads: int) -> Tensor:
+    """Split the width into heads: (B, L, D) -> (B, N, L, K), a view."""
+    heads: Tensor = x_BLD.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+    return heads
+
+
+def _merge(x_BNLK: Tensor) -> Tensor:
+    """Join the heads again: (B, N, L, K) -> (B, L, D)."""
+    return x_BNLK.transpose(1, 2).flatten(2)

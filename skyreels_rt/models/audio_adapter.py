@@ -1,0 +1,143 @@
+"""Audio adapter of the transformer: the packer, and cross-attention per latent frame.
+
+Source of the shape: MeiGen-AI/MultiTalk ``wan/modules/multitalk_model.py`` (``AudioProjModel``,
+``SingleStreamAttention``), which SkyReels-V3-A2V shares. The parameter names are theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from skyreels_rt.config import AudioAdapterConfig, TransformerConfig
+from skyreels_rt.kernels import KernelPlan, audio_cross_attention
+from skyreels_rt.types import Timeline
+
+FeatureReader = Callable[[int, int], Tensor]
+"""``read(first_frame, stop_frame)`` -> features (n, S, L, D); frames before 0 repeat frame 0."""
+
+
+class AudioPacker(nn.Module):
+    """Turns the features around a latent frame into its M audio tokens.
+
+    A latent that stands for frames ``[a, b)`` sees the frames ``[a - w, b + w)`` with
+    ``w = window // 2``. (For four frames and ``window=5`` these are MultiTalk's eight entries.)
+
+    Parameters
+    ----------
+    config : AudioAdapterConfig
+        Sizes of features and tokens.
+    temporal_stride : int
+        Frames of a latent after the first.
+    """
+
+    def __init__(self, config: AudioAdapterConfig, temporal_stride: int = 4) -> None:
+        super().__init__()
+        self.config = config
+        self.temporal_stride = temporal_stride
+        entry = config.features_per_frame * config.feature_layers * config.feature_dim
+        self.proj1 = nn.Linear(config.window * entry, config.hidden_dim)
+        self.proj1_vf = nn.Linear((temporal_stride + config.window - 1) * entry, config.hidden_dim)
+        self.proj2 = nn.Linear(config.hidden_dim, config.hidden_dim)
+        self.proj3 = nn.Linear(config.hidden_dim, config.num_tokens * config.token_dim)
+        self.norm = nn.LayerNorm(config.token_dim) if config.norm_output else nn.Identity()
+
+    def forward(self, windows: Tensor) -> Tensor:
+        """Tokens of latents whose feature windows are equally long.
+
+        Parameters
+        ----------
+        windows : Tensor, shape (n, E, S, L, D)
+            E = ``window`` entries for a latent of one frame, else
+            ``temporal_stride + window - 1``.
+
+        Returns
+        -------
+        Tensor, shape (n, M, C)
+        """
+        is_single = windows.shape[1] == self.config.window
+        first = self.proj1 if is_single else self.proj1_vf
+        hidden = F.relu(first(windows.flatten(1).to(first.weight.dtype)))
+        hidden = F.relu(self.proj2(hidden))
+        tokens = self.proj3(hidden).unflatten(-1, (self.config.num_tokens, self.config.token_dim))
+        packed: Tensor = self.norm(tokens)
+        return packed
+
+    def pack(self, read: FeatureReader, start: int, stop: int, timeline: Timeline) -> Tensor:
+        """Tokens of the latents ``[start, stop)`` of the timeline.
+
+        One latent is packed at a time, so that its bytes do not depend on the range asked for.
+
+        Parameters
+        ----------
+        read : callable
+            Source of frame features (see :data:`FeatureReader`).
+        start, stop : int
+            Latent indices on the global timeline.
+        timeline : Timeline
+            Conversion from latents to frames.
+
+        Returns
+        -------
+        Tensor, shape (stop - start, M, C)
+        """
+        reach = self.config.window // 2
+        tokens = [
+            self(
+                read(
+                    timeline.first_frame(n) - reach, timeline.first_frame(n + 1) + reach
+                ).unsqueeze(0)
+            )
+            for n in range(start, stop)
+        ]
+        return torch.cat(tokens)
+
+    def pack_leading(self, read: FeatureReader, frame: int) -> Tensor:
+        """Tokens of a leading slot (one frame) in front of frame ``frame``, shape (1, M, C)."""
+        reach = self.config.window // 2
+        tokens: Tensor = self(read(frame - reach, frame + reach + 1).unsqueeze(0))
+        return tokens
+
+    def lookahead_frames(self) -> int:
+        """Frames after a latent's last one that its tokens depend on."""
+        return self.config.window // 2
+
+
+class AudioCrossAttention(nn.Module):
+    """Cross-attention whose queries see only the audio tokens of their own latent frame.
+
+    Parameters
+    ----------
+    config : TransformerConfig
+        With ``config.audio`` set.
+    plan : KernelPlan
+        Kernel implementations to use.
+    """
+
+    def __init__(self, config: TransformerConfig, plan: KernelPlan) -> None:
+        super().__init__()
+        assert config.audio is not None
+        self.num_heads = config.num_heads
+        self.plan = plan
+        self.q_linear = nn.Linear(config.dim, config.dim)
+        self.kv_linear = nn.Linear(config.audio.token_dim, 2 * config.dim)
+        self.proj = nn.Linear(config.dim, config.dim)
+
+    def keys_values(self, tokens_BFMC: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of the audio tokens, shape (B, F, M, D) each; constant over the steps."""
+        keys, values = self.kv_linear(tokens_BFMC).chunk(2, dim=-1)
+        return keys.contiguous(), values.contiguous()
+
+    def forward(self, x_BLD: Tensor, keys_values: tuple[Tensor, Tensor]) -> Tensor:
+        """Attention output before the residual, shape (B, L, D); L is frames times patches."""
+        attended = audio_cross_attention(
+            self.q_linear(x_BLD),
+            *keys_values,
+            num_heads=self.num_heads,
+            impl=self.plan.audio_cross_attention,
+        )
+        out: Tensor = self.proj(attended)
+        return out

@@ -1,0 +1,378 @@
+"""The video diffusion transformer: Wan2.1's backbone with an audio adapter in every block.
+
+Source of the backbone: Wan-Video/Wan2.1 ``wan/modules/model.py``, whose parameter names are used
+here; of the audio adapter: see :mod:`skyreels_rt.models.audio_adapter`.
+Legend: B batch, C channels, F H W latent frames, rows, columns, L tokens, S context tokens,
+D width.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from skyreels_rt.config import TransformerConfig
+from skyreels_rt.errors import InvalidArgument
+from skyreels_rt.kernels import KernelPlan
+from skyreels_rt.models.attention import CrossAttention, KeysValues, SelfAttention
+from skyreels_rt.models.audio_adapter import AudioCrossAttention, AudioPacker
+from skyreels_rt.models.rope import rope_tables
+
+
+@dataclass(frozen=True)
+class ContextCache:
+    """Keys and values of everything a window attends to, one entry per block.
+
+    They depend on prompt, portrait and audio but not on the step, so they are computed once.
+
+    Attributes
+    ----------
+    text : tuple of KeysValues
+        Prompt, (B, N, S, K) each.
+    image : tuple of KeysValues or None
+        Portrait tokens of the image branch.
+    audio : tuple of KeysValues or None
+        Audio tokens, (B, F, M, D) each; None runs the blocks without their audio part.
+    """
+
+    text: tuple[KeysValues, ...]
+    image: tuple[KeysValues, ...] | None = None
+    audio: tuple[KeysValues, ...] | None = None
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention, text (and image) cross-attention, audio cross-attention, feed-forward.
+
+    Parameters
+    ----------
+    config : TransformerConfig
+        Sizes.
+    plan : KernelPlan
+        Kernel implementations to use.
+    """
+
+    def __init__(self, config: TransformerConfig, plan: KernelPlan) -> None:
+        super().__init__()
+        dim = config.dim
+        self.eps = config.eps
+        self.self_attn = SelfAttention(config, plan)
+        self.norm3 = nn.LayerNorm(dim, eps=config.eps)
+        self.cross_attn = CrossAttention(config)
+        if config.audio is not None:
+            self.norm_x = nn.LayerNorm(dim, eps=config.eps)
+            self.audio_cross_attn = AudioCrossAttention(config, plan)
+        self.ffn = nn.Sequential(
+            nn.Linear(dim, config.ffn_dim),
+            nn.GELU(approximate="tanh"),
+            nn.Linear(config.ffn_dim, dim),
+        )
+        self.modulation = nn.Parameter(torch.empty(1, 6, dim))
+
+    def forward(
+        self,
+        x_BLD: Tensor,
+        modulation_B6D: Tensor,
+        rope: tuple[Tensor, Tensor],
+        context: ContextCache,
+        index: int,
+    ) -> Tensor:
+        """Tokens after this block, shape (B, L, D).
+
+        Parameters
+        ----------
+        x_BLD : Tensor, shape (B, L, D)
+            Video tokens.
+        modulation_B6D : Tensor, shape (B, 6, D), float32
+            Projected time embedding: shift, scale, gate of attention, then of the feed-forward.
+        rope : tuple of Tensor
+            Cosines and sines.
+        context : ContextCache
+            Keys and values of all blocks.
+        index : int
+            This block's entry in ``context``.
+        """
+        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (
+            self.modulation.float() + modulation_B6D
+        ).unbind(1)
+        normed = norm_modulate(x_BLD, shift, scale, self.eps)
+        x_BLD = gate_residual(x_BLD, self.self_attn(normed, *rope), gate)
+        image = context.image[index] if context.image is not None else None
+        x_BLD = residual(x_BLD, self.cross_attn(self.norm3(x_BLD), context.text[index], image))
+        if context.audio is not None:
+            heard = self.audio_cross_attn(self.norm_x(x_BLD), context.audio[index])
+            x_BLD = residual(x_BLD, heard)
+        normed = norm_modulate(x_BLD, ffn_shift, ffn_scale, self.eps)
+        return gate_residual(x_BLD, self.ffn(normed), ffn_gate)
+
+
+class ImageEmbedding(nn.Module):
+    """Projects the image encoder's tokens to the model's width (Wan's ``MLPProj``).
+
+    Parameters
+    ----------
+    image_dim, dim : int
+        Widths in and out.
+    """
+
+    def __init__(self, image_dim: int, dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Sequential(
+            nn.LayerNorm(image_dim),
+            nn.Linear(image_dim, image_dim),
+            nn.GELU(),
+            nn.Linear(image_dim, dim),
+            nn.LayerNorm(dim),
+        )
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, S, image_dim) -> (B, S, D)."""
+        out: Tensor = self.proj(tokens)
+        return out
+
+
+class Head(nn.Module):
+    """Final modulated norm and projection to patches.
+
+    Parameters
+    ----------
+    config : TransformerConfig
+        Sizes.
+    """
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.eps = config.eps
+        self.head = nn.Linear(config.dim, config.out_channels * math.prod(config.patch_size))
+        self.modulation = nn.Parameter(torch.empty(1, 2, config.dim))
+
+    def forward(self, x_BLD: Tensor, time_BD: Tensor) -> Tensor:
+        """(B, L, D) -> (B, L, patch volume x out_channels)."""
+        shift, scale = (self.modulation.float() + time_BD.float().unsqueeze(1)).unbind(1)
+        out: Tensor = self.head(norm_modulate(x_BLD, shift, scale, self.eps))
+        return out
+
+
+class SkyReelsTransformer(nn.Module):
+    """Predicts the flow velocity of a window of latents.
+
+    Parameters
+    ----------
+    config : TransformerConfig
+        Sizes; ``config.audio`` None builds a plain Wan transformer.
+    plan : KernelPlan
+        Kernel implementations to use; fixed for the model's life.
+    """
+
+    def __init__(self, config: TransformerConfig, plan: KernelPlan) -> None:
+        super().__init__()
+        self.config = config
+        dim = config.dim
+        patch_volume = math.prod(config.patch_size)
+        # A patch embedding is a linear map of each patch; Wan stores it as a convolution.
+        self.patch_embedding = nn.Conv3d(
+            config.in_channels, dim, kernel_size=config.patch_size, stride=config.patch_size
+        )
+        self.patch_values = config.in_channels * patch_volume
+        self.text_embedding = nn.Sequential(
+            nn.Linear(config.text_dim, dim), nn.GELU(approximate="tanh"), nn.Linear(dim, dim)
+        )
+        self.time_embedding = nn.Sequential(
+            nn.Linear(config.freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim)
+        )
+        self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
+        if config.image_dim is not None:
+            self.img_emb = ImageEmbedding(config.image_dim, dim)
+        if config.audio is not None:
+            self.audio_proj = AudioPacker(config.audio)
+        self.blocks = nn.ModuleList(
+            TransformerBlock(config, plan) for _ in range(config.num_layers)
+        )
+        self.head = Head(config)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights and of the arithmetic."""
+        return self.patch_embedding.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return self.patch_embedding.weight.device
+
+    def text_context(self, prompt_embeds: Tensor) -> tuple[KeysValues, ...]:
+        """Keys and values of a prompt for every block.
+
+        Parameters
+        ----------
+        prompt_embeds : Tensor, shape (B, S, text_dim)
+            Padded with zeros to ``config.text_length``; the padding is attended, as in Wan.
+        """
+        context = self.text_embedding(prompt_embeds.to(self.device, self.dtype))
+        return tuple(block.cross_attn.text_keys_values(context) for block in self._blocks())
+
+    def image_context(self, image_embeds: Tensor) -> tuple[KeysValues, ...]:
+        """Keys and values of portrait tokens (B, S, image_dim) for every block.
+
+        Raises
+        ------
+        InvalidArgument
+            The model was built without an image branch.
+        """
+        if self.config.image_dim is None:
+            raise InvalidArgument(
+                "image_embeds", expected="a model with image_dim set", got="a model without one"
+            )
+        context = self.img_emb(image_embeds.to(self.device, self.dtype))
+        return tuple(block.cross_attn.image_keys_values(context) for block in self._blocks())
+
+    def audio_context(self, tokens_BFMC: Tensor) -> tuple[KeysValues, ...]:
+        """Keys and values of audio tokens (B, F, M, C) for every block.
+
+        Raises
+        ------
+        InvalidArgument
+            The model was built without an audio adapter.
+        """
+        if self.config.audio is None:
+            raise InvalidArgument(
+                "audio", expected="a model with an audio adapter", got="a model without one"
+            )
+        tokens = tokens_BFMC.to(self.device, self.dtype)
+        return tuple(block.audio_cross_attn.keys_values(tokens) for block in self._blocks())
+
+    def rope(self, frames: int, height: int, width: int) -> tuple[Tensor, Tensor]:
+        """Rotary tables for a window of ``frames x height x width`` latents."""
+        patch_t, patch_h, patch_w = self.config.patch_size
+        return rope_tables(
+            frames // patch_t,
+            height // patch_h,
+            width // patch_w,
+            self.config.head_dim,
+            device=self.device,
+        )
+
+    def forward(
+        self,
+        latents_BCFHW: Tensor,
+        timestep: Tensor,
+        context: ContextCache,
+        rope: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """Velocity of a window.
+
+        Parameters
+        ----------
+        latents_BCFHW : Tensor, shape (B, in_channels, F, H, W)
+            Noisy latents followed by the condition channels.
+        timestep : Tensor, shape (B,), float
+            ``1000 * sigma``.
+        context : ContextCache
+            Keys and values of :meth:`text_context`, :meth:`image_context`, :meth:`audio_context`.
+        rope : tuple of Tensor, optional
+            Tables of :meth:`rope` for this shape, to save making them again.
+
+        Returns
+        -------
+        Tensor, shape (B, out_channels, F, H, W)
+            In the model's dtype.
+        """
+        _, _, frames, height, width = latents_BCFHW.shape
+        if rope is None:
+            rope = self.rope(frames, height, width)
+        x_BLD = self._embed_patches(latents_BCFHW.to(self.dtype))
+        time = sinusoid(timestep.to(self.device), self.config.freq_dim).to(self.dtype)
+        time_BD = self.time_embedding(time)
+        modulation = self.time_projection(time_BD).float().unflatten(-1, (6, -1))
+        for index, block in enumerate(self.blocks):
+            x_BLD = block(x_BLD, modulation, rope, context, index)
+        return self._join_patches(self.head(x_BLD, time_BD), frames, height, width)
+
+    def _blocks(self) -> list[TransformerBlock]:
+        return [block for block in self.blocks if isinstance(block, TransformerBlock)]
+
+    def _embed_patches(self, latents: Tensor) -> Tensor:
+        """(B, C, F, H, W) -> tokens (B, L, D) in (frame, row, column) order."""
+        batch, channels, frames, height, width = latents.shape
+        patch_t, patch_h, patch_w = self.config.patch_size
+        patches = latents.reshape(
+            batch,
+            channels,
+            frames // patch_t,
+            patch_t,
+            height // patch_h,
+            patch_h,
+            width // patch_w,
+            patch_w,
+        ).permute(0, 2, 4, 6, 1, 3, 5, 7)
+        patches = patches.reshape(batch, -1, self.patch_values)
+        return F.linear(patches, self.patch_embedding.weight.flatten(1), self.patch_embedding.bias)
+
+    def _join_patches(self, x: Tensor, frames: int, height: int, width: int) -> Tensor:
+        """Tokens (B, L, patch volume x C) -> (B, C, F, H, W)."""
+        patch_t, patch_h, patch_w = self.config.patch_size
+        grid = x.reshape(
+            x.shape[0],
+            frames // patch_t,
+            height // patch_h,
+            width // patch_w,
+            patch_t,
+            patch_h,
+            patch_w,
+            self.config.out_channels,
+        )
+        return grid.permute(0, 7, 1, 4, 2, 5, 3, 6).reshape(
+            x.shape[0], self.config.out_channels, frames, height, width
+        )
+
+
+def sinusoid(timestep: Tensor, dim: int) -> Tensor:
+    """Sinusoidal embedding of timesteps, cosines first (Wan's ``sinusoidal_embedding_1d``).
+
+    Parameters
+    ----------
+    timestep : Tensor, shape (B,)
+        In [0, 1000].
+    dim : int
+        Even width.
+
+    Returns
+    -------
+    Tensor, shape (B, dim), float32; computed in float64.
+    """
+    half = dim // 2
+    exponents = torch.arange(half, dtype=torch.float64, device=timestep.device) / half
+    angles = torch.outer(timestep.double(), 10_000.0**-exponents)
+    return torch.cat([angles.cos(), angles.sin()], dim=1).float()
+
+
+def norm_modulate(x_BLD: Tensor, shift_BD: Tensor, scale_BD: Tensor, eps: float) -> Tensor:
+    """LayerNorm without affine, then ``(1 + scale) x + shift`` (adaLN); statistics in float32.
+
+    On the CPU a sample's modulation is the weight and bias of its LayerNorm: one pass over x.
+    """
+    width = (x_BLD.shape[-1],)
+    weight = 1 + scale_BD
+    if x_BLD.device.type != "cpu":
+        normed = F.layer_norm(x_BLD.float(), width, eps=eps)
+        return torch.addcmul(shift_BD[:, None], normed, weight[:, None]).to(x_BLD.dtype)
+    if x_BLD.shape[0] == 1:
+        return F.layer_norm(x_BLD, width, weight[0], shift_BD[0], eps)
+    samples = zip(x_BLD, weight, shift_BD, strict=True)
+    return torch.stack([F.layer_norm(x, width, w, b, eps) for x, w, b in samples])
+
+
+def gate_residual(x_BLD: Tensor, y_BLD: Tensor, gate_BD: Tensor) -> Tensor:
+    """``x + gate * y``; reuses x's memory when no gradient is recorded."""
+    gate = gate_BD.unsqueeze(1).to(x_BLD.dtype)
+    if torch.is_grad_enabled():
+        return torch.addcmul(x_BLD, y_BLD, gate)
+    return x_BLD.addcmul_(y_BLD, gate)
+
+
+def residual(x_BLD: Tensor, y_BLD: Tensor) -> Tensor:
+    """``x + y``; reuses x's memory when no gradient is recorded."""
+    return x_BLD + y_BLD if torch.is_grad_enabled() else x_BLD.add_(y_BLD)

@@ -1,0 +1,344 @@
+"""Causal video VAEs: what every one of them offers, as one step function each way.
+
+A VAE here is two functions, ``encode_step`` and ``decode_step``, whose whole memory is a tuple of
+tensors passed in and handed back. Whole clips are encoded and decoded by calling the same steps
+in a loop, so offline and streaming results are the same bytes by construction.
+
+Legend: B batch, F frames, H W pixels, C latent channels, h w latent rows and columns
+(``H // 8``, ``W // 8``). Frames are floats in [-1, 1]; latents that cross this interface are
+normalised to about zero mean and unit variance.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from math import prod
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from skyreels_rt.errors import InvalidArgument
+from skyreels_rt.types import Timeline
+
+VAECache = tuple[Tensor, ...]
+"""Memory of an encoder or a decoder between two steps; ``None`` in its place: no step yet."""
+
+CacheShape = tuple[int, int, int, int]
+"""Shape (channels, frames, rows, columns) of one cached activation, without the batch."""
+
+
+class StepCaches:
+    """The caches of one step: read in the order in which the step before wrote them.
+
+    Made afresh for every step, so modules keep no state. Activations are in channels-last order
+    throughout (bf16 convolutions on a CPU with AMX were measured 1.6-2.8 times as fast in it);
+    caches that come back from a file in another order are brought into it, so the result has the
+    same bytes.
+
+    Parameters
+    ----------
+    previous : VAECache or None
+        What :meth:`finish` returned at the step before; None on the first step.
+    """
+
+    def __init__(self, previous: VAECache | None) -> None:
+        self.is_first = previous is None
+        self._unread = iter(previous or ())
+        self._written: list[Tensor] = []
+
+    def read(self) -> Tensor:
+        """Next cache of the step before, shape (B, C, frames, H, W)."""
+        return next(self._unread).contiguous(memory_format=torch.channels_last_3d)
+
+    def write(self, cache: Tensor) -> None:
+        """Store ``cache``, shape (B, C, frames, H, W), for the next step."""
+        self._written.append(cache)
+
+    def prepend(self, x: Tensor, num_frames: int) -> Tensor:
+        """``x`` behind the last ``num_frames`` frames of the step before (zeros if there is none).
+
+        Parameters
+        ----------
+        x : Tensor, shape (B, C, F, H, W)
+            New activations, in channels-last order.
+        num_frames : int
+            Frames to remember.
+
+        Returns
+        -------
+        Tensor, shape (B, C, num_frames + F, H, W)
+        """
+        if self.is_first:
+            batch, channels, _, height, width = x.shape
+            past = x.new_zeros((batch, channels, num_frames, height, width))
+            past = past.contiguous(memory_format=torch.channels_last_3d)
+        else:
+            past = self.read()
+        joined = torch.cat([past, x], dim=2)
+        self.write(last_frames(joined, num_frames))
+        return joined
+
+    def finish(self) -> VAECache:
+        """Everything written in this step."""
+        return tuple(self._written)
+
+
+def last_frames(x: Tensor, num_frames: int) -> Tensor:
+    """Copy of the last ``num_frames`` frames of ``x``, shape (B, C, F, H, W).
+
+    A copy, because a view would keep all F frames in memory until the next step.
+    """
+    return x[:, :, -num_frames:].clone(memory_format=torch.channels_last_3d)
+
+
+class VideoVAE(nn.Module, ABC):
+    """A causal video VAE with explicit caches.
+
+    Parameters
+    ----------
+    latent_channels : int
+        Channels C of the latents.
+    latents_mean, latents_std : tuple of float
+        Statistics of the raw latents, one number or ``latent_channels`` numbers each.
+
+    Attributes
+    ----------
+    latent_channels : int
+        Channels C of the latents.
+    spatial_stride, temporal_stride : int
+        Pixels per latent row or column, and frames per latent after the first.
+    """
+
+    spatial_stride: ClassVar[int] = 8
+    temporal_stride: ClassVar[int] = 4
+    latents_mean: Tensor
+    latents_std: Tensor
+
+    def __init__(
+        self,
+        latent_channels: int,
+        latents_mean: tuple[float, ...],
+        latents_std: tuple[float, ...],
+    ) -> None:
+        super().__init__()
+        self.latent_channels = latent_channels
+        for name, values in (("latents_mean", latents_mean), ("latents_std", latents_std)):
+            # On the CPU even when built under the meta device: no checkpoint will fill them in.
+            column = torch.tensor(values, dtype=torch.float32, device="cpu").view(1, -1, 1, 1, 1)
+            self.register_buffer(name, column, persistent=False)
+
+    @abstractmethod
+    def encoder_cache_shapes(self, height: int, width: int) -> tuple[CacheShape, ...]:
+        """Shapes of the encoder's caches for frames of ``height`` x ``width`` pixels."""
+
+    @abstractmethod
+    def decoder_cache_shapes(self, height: int, width: int) -> tuple[CacheShape, ...]:
+        """Shapes of the decoder's caches for frames of ``height`` x ``width`` pixels."""
+
+    @abstractmethod
+    def _encode_raw(self, frames: Tensor, caches: StepCaches) -> Tensor:
+        """Raw latents (B, C, 1, h, w) of the frames of one step."""
+
+    @abstractmethod
+    def _decode_raw(self, latents: Tensor, caches: StepCaches) -> Tensor:
+        """Frames (B, 3, F, H, W), not clamped, of the raw latents of one step."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Data type of the weights; inputs are converted to it, outputs have it."""
+        return next(self.parameters()).dtype
+
+    def encode_step(self, frames: Tensor, cache: VAECache | None = None) -> tuple[Tensor, VAECache]:
+        """Encode the frames of one latent.
+
+        Parameters
+        ----------
+        frames : Tensor, shape (B, 3, F, H, W), float in [-1, 1]
+            F is 1 on the first step and 4 afterwards; H and W are multiples of 8.
+        cache : VAECache or None
+            What the step before returned; None on the first step.
+
+        Returns
+        -------
+        latents : Tensor, shape (B, C, 1, h, w)
+            Normalised mode of the posterior.
+        cache : VAECache
+            For the next step.
+
+        Raises
+        ------
+        InvalidArgument
+            The shape does not fit, or the cache is of another model or frame size.
+        """
+        height, width = frames.shape[-2:]
+        num_frames = 1 if cache is None else self.temporal_stride
+        self._check_frames(frames, str(num_frames), frames.shape[2] == num_frames)
+        _check_cache(cache, self.encoder_cache_shapes(height, width), frames.shape[0])
+        caches = StepCaches(cache)
+        raw = self._encode_raw(_channels_last(frames, self.dtype), caches)
+        return (raw - self.latents_mean) / self.latents_std, caches.finish()
+
+    def decode_step(
+        self, latents: Tensor, cache: VAECache | None = None, *, clamp: bool = True
+    ) -> tuple[Tensor, VAECache]:
+        """Decode one latent.
+
+        Parameters
+        ----------
+        latents : Tensor, shape (B, C, 1, h, w)
+            Normalised latents.
+        cache : VAECache or None
+            What the step before returned; None on the first step.
+        clamp : bool
+            Clamp the frames to [-1, 1]; a training loss switches it off, since a clamped pixel
+            has no gradient.
+
+        Returns
+        -------
+        frames : Tensor, shape (B, 3, F, H, W)
+            One frame on the first step, 4 afterwards.
+        cache : VAECache
+            For the next step.
+
+        Raises
+        ------
+        InvalidArgument
+            The shape does not fit, or the cache is of another model or frame size.
+        """
+        self._check_latents(latents, "1", latents.shape[2] == 1)
+        height, width = (self.spatial_stride * size for size in latents.shape[-2:])
+        _check_cache(cache, self.decoder_cache_shapes(height, width), latents.shape[0])
+        caches = StepCaches(cache)
+        raw = _channels_last(latents, self.dtype) * self.latents_std + self.latents_mean
+        frames = self._decode_raw(raw, caches)
+        return (frames.clamp(-1.0, 1.0) if clamp else frames), caches.finish()
+
+    def encode(self, frames: Tensor) -> Tensor:
+        """Encode a clip: :meth:`encode_step` over its frames.
+
+        Parameters
+        ----------
+        frames : Tensor, shape (B, 3, F, H, W), float in [-1, 1]
+            ``F = 4 * (n - 1) + 1``; H and W are multiples of 8.
+
+        Returns
+        -------
+        Tensor, shape (B, C, n, h, w)
+            Normalised latents.
+
+        Raises
+        ------
+        InvalidArgument
+            The shape does not fit.
+        """
+        timeline = Timeline(self.temporal_stride)
+        num_frames = frames.shape[2]
+        num_latents = timeline.num_latents(num_frames)
+        fits = 0 < num_frames == timeline.num_frames(num_latents)
+        self._check_frames(frames, f"{self.temporal_stride} * (n - 1) + 1", fits)
+        parts, cache = [], None
+        for index in range(num_latents):
+            start, stop = timeline.first_frame(index), timeline.first_frame(index + 1)
+            latents, cache = self.encode_step(frames[:, :, start:stop], cache)
+            parts.append(latents)
+        return torch.cat(parts, dim=2)
+
+    def decode(self, latents: Tensor, *, clamp: bool = True) -> Tensor:
+        """Decode a clip: :meth:`decode_step` over its latents.
+
+        Parameters
+        ----------
+        latents : Tensor, shape (B, C, n, h, w)
+            Normalised latents, ``n >= 1``.
+        clamp : bool
+            As in :meth:`decode_step`.
+
+        Returns
+        -------
+        Tensor, shape (B, 3, 4 * (n - 1) + 1, 8 * h, 8 * w)
+            Frames.
+
+        Raises
+        ------
+        InvalidArgument
+            The shape does not fit.
+        """
+        self._check_latents(latents, "at least 1", latents.shape[2] >= 1)
+        parts, cache = [], None
+        for index in range(latents.shape[2]):
+            frames, cache = self.decode_step(latents[:, :, index : index + 1], cache, clamp=clamp)
+            parts.append(frames)
+        return torch.cat(parts, dim=2)
+
+    def encoder_cache_bytes(self, height: int, width: int, dtype: torch.dtype) -> int:
+        """Bytes of one video's encoder caches at ``height`` x ``width`` pixels in ``dtype``."""
+        return sum(map(prod, self.encoder_cache_shapes(height, width))) * dtype.itemsize
+
+    def decoder_cache_bytes(self, height: int, width: int, dtype: torch.dtype) -> int:
+        """Bytes of one video's decoder caches at ``height`` x ``width`` pixels in ``dtype``."""
+        return sum(map(prod, self.decoder_cache_shapes(height, width))) * dtype.itemsize
+
+    def cache_bytes(self, height: int, width: int, dtype: torch.dtype) -> int:
+        """Bytes of one video's encoder and decoder caches together; computed, not run.
+
+        Parameters
+        ----------
+        height, width : int
+            Frame size in pixels, multiples of 8.
+        dtype : torch.dtype
+            Data type that the VAE runs in.
+
+        Returns
+        -------
+        int
+        """
+        return self.encoder_cache_bytes(height, width, dtype) + self.decoder_cache_bytes(
+            height, width, dtype
+        )
+
+    def _check_frames(self, frames: Tensor, count: str, count_fits: bool) -> None:
+        """Raise unless ``frames`` is (B, 3, F, H, W) with a fitting F, H and W."""
+        stride = self.spatial_stride
+        sizes_fit = all(size > 0 and size % stride == 0 for size in frames.shape[-2:])
+        if frames.ndim != 5 or frames.shape[1] != 3 or not count_fits or not sizes_fit:
+            raise InvalidArgument(
+                "frames",
+                expected=f"shape (B, 3, F, H, W) with F {count}, H and W multiples of {stride}",
+                got=tuple(frames.shape),
+                hint="Pad or cut the clip; resize the frames.",
+            )
+
+    def _check_latents(self, latents: Tensor, count: str, count_fits: bool) -> None:
+        """Raise unless ``latents`` is (B, C, n, h, w) with a fitting n."""
+        if latents.ndim != 5 or latents.shape[1] != self.latent_channels or not count_fits:
+            raise InvalidArgument(
+                "latents",
+                expected=f"shape (B, {self.latent_channels}, n, h, w) with n {count}",
+                got=tuple(latents.shape),
+            )
+
+
+def _channels_last(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """``x`` in ``dtype`` with canonical channels-last strides.
+
+    A copy even where sizes of one make several orders equal: the strides choose the convolution,
+    and with it the bytes of the result.
+    """
+    return x.to(dtype).clone(memory_format=torch.channels_last_3d)
+
+
+def _check_cache(cache: VAECache | None, shapes: tuple[CacheShape, ...], batch: int) -> None:
+    """Raise unless ``cache`` is None or holds a tensor (batch, *shape) for each of ``shapes``."""
+    if cache is None:
+        return
+    if len(cache) != len(shapes):
+        raise InvalidArgument("cache", expected=f"{len(shapes)} tensors", got=len(cache))
+    for index, (tensor, shape) in enumerate(zip(cache, shapes, strict=True)):
+        if tuple(tensor.shape) != (batch, *shape):
+            raise InvalidArgument(
+                f"cache[{index}]",
+                expected=f"shape {(batch, *shape)}",
+                got=tuple(tensor.shape),
+                hint="Pass the cache that the step before returned, of the same video.",
+            )

@@ -1,0 +1,296 @@
+"""Blocks of the Wan2.1 VAE, each a pure function of its input and the step's caches.
+
+Reference: ``AutoencoderKLWan`` of diffusers (the variant without residual resampling) and
+Wan-Video/Wan2.1 ``wan/modules/vae.py``; parameter names are those of diffusers. Time is padded
+with zeros on the past side only; space is padded inside the convolutions.
+
+Every block has two straight paths: the *first* step sees one frame and nothing before it, a
+*steady* step sees its frames behind two cached ones.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from skyreels_rt.models.vae import CacheShape, StepCaches, last_frames
+
+NORM_FLOOR = 1e-12
+"""Smallest norm divided by, as in ``F.normalize``; a zero vector stays zero."""
+
+TIME_CONTEXT = 2
+"""Frames that a time kernel of 3 looks back."""
+
+
+def conv3d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    stride: tuple[int, int, int] = (1, 1, 1),
+    padding: tuple[int, int, int] = (0, 0, 0),
+) -> Tensor:
+    """``F.conv3d``, without torch's detour for fp32 on the CPU.
+
+    There ``F.conv3d`` unfolds the input (27 copies of it for a 3 x 3 x 3 kernel: 16 GB for the
+    last level at 480p) and returns another memory order. oneDNN's own convolution does neither.
+    Compiled and exported graphs keep the plain operator.
+
+    Parameters
+    ----------
+    x : Tensor, shape (B, C, F, H, W)
+        Input in channels-last order.
+    weight : Tensor, shape (D, C, kernel frames, kernel rows, kernel columns)
+        Kernel.
+    bias : Tensor, shape (D,), or None
+        Bias.
+    stride, padding : tuple of int
+        Along frames, rows and columns.
+
+    Returns
+    -------
+    Tensor, shape (B, D, F', H', W')
+    """
+    direct = x.is_cpu and x.dtype is torch.float32 and torch.backends.mkldnn.is_available()
+    if direct and not torch.compiler.is_compiling():
+        return torch.mkldnn_convolution(x, weight, bias, padding, stride, (1, 1, 1), 1)
+    return F.conv3d(x, weight, bias, stride=stride, padding=padding)
+
+
+class Conv3d(nn.Conv3d):
+    """``nn.Conv3d`` through :func:`conv3d`; no padding, dilation or groups."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name for it
+        """Convolve ``input``, shape (B, C, F, H, W)."""
+        stride = (self.stride[0], self.stride[1], self.stride[2])
+        return conv3d(input, self.weight, self.bias, stride=stride)
+
+
+class RMSNorm(nn.Module):
+    """Channel-wise RMS norm with gain, followed by SiLU where asked: ``x / |x| * sqrt(C) * g``.
+
+    Computed in fp32 for low-precision inputs: the floor of 1e-12 is zero in fp16, and the sum of
+    squares of 384 channels may exceed fp16's range.
+
+    Parameters
+    ----------
+    dim : int
+        Channels C.
+    gain_dims : int
+        Trailing dimensions of size 1 in the stored gain (3, or 2 in attention blocks).
+    silu : bool
+        Apply SiLU to the result.
+    """
+
+    def __init__(self, dim: int, *, gain_dims: int = 3, silu: bool = True) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(dim, *(1,) * gain_dims))
+        self.silu = silu
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise ``x``, shape (B, C, F, H, W), over its channels."""
+        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        norm = torch.linalg.vector_norm(wide, dim=1, keepdim=True)
+        y = wide * (x.shape[1] ** 0.5 / norm.clamp_min(NORM_FLOOR))
+        y *= self.gamma.view(-1, 1, 1, 1)
+        return (F.silu(y, inplace=True) if self.silu else y).to(x.dtype)
+
+
+class CausalConv3d(nn.Conv3d):
+    """3 x 3 x 3 convolution that looks two frames back.
+
+    Parameters
+    ----------
+    in_channels, out_channels : int
+        Widths.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 3, padding=(0, 1, 1))
+
+    def step(self, x: Tensor, caches: StepCaches) -> Tensor:
+        """Convolve the new frames ``x``, shape (B, C, F, H, W); F is 1 on the first step."""
+        if not caches.is_first:
+            joined = caches.prepend(x, TIME_CONTEXT)
+            return conv3d(joined, self.weight, self.bias, padding=(0, 1, 1))
+        caches.write(torch.cat([torch.zeros_like(x), x], dim=2))
+        # The frames before the first are zeros, so only the last tap of the kernel counts.
+        return conv3d(x, self.weight[:, :, -1:], self.bias, padding=(0, 1, 1))
+
+
+class ResidualBlock(nn.Module):
+    """Norm, SiLU, causal convolution, twice, plus a shortcut.
+
+    Parameters
+    ----------
+    in_dim, out_dim : int
+        Widths before and after.
+    """
+
+    def __init__(self, in_dim: int, out_dim: int) -> None:
+        super().__init__()
+        self.norm1 = RMSNorm(in_dim)
+        self.conv1 = CausalConv3d(in_dim, out_dim)
+        self.norm2 = RMSNorm(out_dim)
+        self.conv2 = CausalConv3d(out_dim, out_dim)
+        self.conv_shortcut = Conv3d(in_dim, out_dim, 1) if in_dim != out_dim else nn.Identity()
+
+    def forward(self, x: Tensor, caches: StepCaches) -> Tensor:
+        """Activations (B, out_dim, F, H, W) of ``x``, shape (B, in_dim, F, H, W)."""
+        y = self.conv1.step(self.norm1(x), caches)
+        y = self.conv2.step(self.norm2(y), caches)
+        y += self.conv_shortcut(x)
+        return y
+
+    def cache_shapes(self, height: int, width: int) -> list[CacheShape]:
+        """Shapes of the two caches at ``height`` x ``width`` activations."""
+        return [
+            (conv.in_channels, TIME_CONTEXT, height, width) for conv in (self.conv1, self.conv2)
+        ]
+
+
+class AttentionBlock(nn.Module):
+    """Self-attention within each frame, one head, plus the input.
+
+    Parameters
+    ----------
+    dim : int
+        Width.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm = RMSNorm(dim, gain_dims=2, silu=False)
+        self.to_qkv = nn.Conv2d(dim, dim * 3, 1)
+        self.proj = nn.Conv2d(dim, dim, 1)
+
+    def forward(self, x: Tensor, caches: StepCaches) -> Tensor:  # noqa: ARG002 - blocks share a form
+        """Attended activations of ``x``, both (B, C, F, H, W)."""
+        batch, channels, num_frames, height, width = x.shape
+        # Channels-last order makes this a view: frames as batch, positions as tokens.
+        tokens = self.norm(x).permute(0, 2, 3, 4, 1).reshape(batch * num_frames, -1, channels)
+        qkv = F.linear(tokens, self.to_qkv.weight.flatten(1), self.to_qkv.bias)
+        q, k, v = qkv.unsqueeze(1).chunk(3, dim=-1)
+        attended = F.scaled_dot_product_attention(q, k, v).squeeze(1)
+        y = F.linear(attended, self.proj.weight.flatten(1), self.proj.bias)
+        y = y.reshape(batch, num_frames, height, width, channels).permute(0, 4, 1, 2, 3)
+        return y + x
+
+    def cache_shapes(self, height: int, width: int) -> list[CacheShape]:  # noqa: ARG002
+        """No caches: attention stays within a frame."""
+        return []
+
+
+class FrameConv2d(nn.Conv2d):
+    """3 x 3 convolution of every frame by itself, at stride 1 or halving each side.
+
+    The reference halves with one row and column of zeros at the bottom and right. Here the
+    convolution pads two on every side and the first row and column of the result are dropped,
+    which is the same sum without copying the input.
+
+    Parameters
+    ----------
+    in_channels, out_channels : int
+        Widths.
+    halve : bool
+        Halve height and width (both even).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *, halve: bool = False) -> None:
+        super().__init__(in_channels, out_channels, 3)
+        self.halve = halve
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name for it
+        """Convolve ``input``, shape (B, C, F, H, W)."""
+        weight = self.weight.unsqueeze(2)
+        if not self.halve:
+            return conv3d(input, weight, self.bias, padding=(0, 1, 1))
+        y = conv3d(input, weight, self.bias, stride=(1, 2, 2), padding=(0, 2, 2))
+        return y[..., 1:, 1:]
+
+
+class Downsample(nn.Module):
+    """Halve height and width, and time where asked.
+
+    Parameters
+    ----------
+    dim : int
+        Width.
+    halve_time : bool
+        Also halve time: the first step's frame passes, later frames merge in pairs.
+    """
+
+    def __init__(self, dim: int, *, halve_time: bool) -> None:
+        super().__init__()
+        self.dim = dim
+        self.halve_time = halve_time
+        self.resample = nn.Sequential(nn.Identity(), FrameConv2d(dim, dim, halve=True))
+        if halve_time:
+            self.time_conv = Conv3d(dim, dim, (3, 1, 1), stride=(2, 1, 1))
+
+    def forward(self, x: Tensor, caches: StepCaches) -> Tensor:
+        """Activations (B, C, F or F // 2, H // 2, W // 2) of ``x``, shape (B, C, F, H, W)."""
+        x = self.resample(x)
+        if not self.halve_time:
+            return x
+        if caches.is_first:
+            caches.write(last_frames(x, 1))
+            return x
+        y: Tensor = self.time_conv(caches.prepend(x, 1))
+        return y
+
+    def cache_shapes(self, height: int, width: int) -> list[CacheShape]:
+        """Shapes of the caches for an input of ``height`` x ``width``."""
+        return [(self.dim, 1, height // 2, width // 2)] if self.halve_time else []
+
+
+class Upsample(nn.Module):
+    """Double height and width while halving the channels, and double time where asked.
+
+    Parameters
+    ----------
+    dim : int
+        Width before; ``dim // 2`` after.
+    double_time : bool
+        Also double time: the first step's frame passes, later frames become two each.
+    """
+
+    def __init__(self, dim: int, *, double_time: bool) -> None:
+        super().__init__()
+        self.dim = dim
+        self.double_time = double_time
+        self.resample = nn.Sequential(
+            nn.Upsample(scale_factor=(1.0, 2.0, 2.0), mode="nearest"), FrameConv2d(dim, dim // 2)
+        )
+        if double_time:
+            self.time_conv = Conv3d(dim, dim * 2, (3, 1, 1))
+
+    def forward(self, x: Tensor, caches: StepCaches) -> Tensor:
+        """Activations (B, C // 2, F or 2 F, 2 H, 2 W) of ``x``, shape (B, C, F, H, W)."""
+        if self.double_time and caches.is_first:
+            # The reference forgets the first frame here: the second step starts from zeros.
+            past = torch.cat([torch.zeros_like(x)] * TIME_CONTEXT, dim=2)
+            caches.write(past)
+        elif self.double_time:
+            x = split_time(self.time_conv(caches.prepend(x, TIME_CONTEXT)))
+        y: Tensor = self.resample(x)
+        return y
+
+    def cache_shapes(self, height: int, width: int) -> list[CacheShape]:
+        """Shapes of the caches for an input of ``height`` x ``width``."""
+        return [(self.dim, TIME_CONTEXT, height, width)] if self.double_time else []
+
+
+def split_time(x: Tensor) -> Tensor:
+    """Turn each frame of 2 C channels into two of C: (B, 2 C, F, H, W) to (B, C, 2 F, H, W).
+
+    The first C channels are the earlier frame.
+    """
+    batch, channels, num_frames, height, width = x.shape
+    channels //= 2
+    pairs = x.permute(0, 2, 3, 4, 1).reshape(batch, num_frames, height, width, 2, channels)
+    # Contiguous first: as a view, a single frame would lose its channels-last order.
+    frames = pairs.permute(0, 1, 4, 2, 3, 5).contiguous()
+    frames = frames.view(batch, num_frames * 2, height, width, channels)
+    return frames.permute(0, 4, 1, 2, 3)

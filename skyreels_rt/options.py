@@ -1,0 +1,228 @@
+"""Options of a job, and their resolution against a model's defaults."""
+
+from __future__ import annotations
+
+import math
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from skyreels_rt.components import Components
+from skyreels_rt.config import GuidanceForm, SolverName
+from skyreels_rt.errors import InvalidArgument
+from skyreels_rt.runtime.memory import default_horizon, latent_bytes
+from skyreels_rt.session import JobSettings
+from skyreels_rt.types import ProgressCallback
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+OptionT = TypeVar("OptionT")
+
+MAX_STEPS = 1000
+MAX_SIDE = 4096
+
+
+class GenerateOptions(TypedDict, total=False):
+    """Options of :meth:`Engine.generate`, all optional; None means the model's own default.
+
+    Attributes
+    ----------
+    image : path, PIL image or ndarray
+        Portrait. Cropped around the face to the output's shape.
+    video : path or ndarray, shape (F, H, W, 3), uint8
+        Source video, of which only the edit mask's region changes; an array has the model's fps.
+    edit_mask : {"mouth", "face"}, path or ndarray
+        Region of ``video`` that is generated; ``"mouth"`` by default.
+    prompt, negative_prompt : str
+        What to show, and what the passes without text get.
+    sample_rate : int
+        Samples per second of ``audio`` where it is an array.
+    num_steps : int
+        Denoising steps, 1 to 1000.
+    text_guidance_scale, audio_guidance_scale : float
+        1.0 switches that guidance off.
+    guidance_form : {"audio_first", "text_first"}
+        Three-pass form.
+    solver : {"euler", "unipc"}
+        Solver.
+    shift : float
+        Timestep shift.
+    seed : int
+        Seed of the noise.
+    height, width : int
+        Pixels; multiples of VAE stride times patch size (16).
+    horizon : int
+        BLF windows denoised together; as many as memory allows by default.
+    on_progress : callable
+        Called with a :class:`skyreels_rt.Progress`; replaces the progress bar.
+    cancel : threading.Event
+        Set it to stop between steps with :class:`skyreels_rt.errors.Cancelled`.
+    """
+
+    image: str | Path | NDArray[Any] | Image.Image | None
+    video: str | Path | NDArray[np.uint8] | None
+    edit_mask: str | Path | NDArray[Any] | None
+    prompt: str | None
+    negative_prompt: str | None
+    sample_rate: int | None
+    num_steps: int | None
+    text_guidance_scale: float | None
+    audio_guidance_scale: float | None
+    guidance_form: GuidanceForm | None
+    solver: SolverName | None
+    shift: float | None
+    seed: int | None
+    height: int | None
+    width: int | None
+    horizon: int | None
+    on_progress: ProgressCallback | None
+    cancel: threading.Event | None
+
+
+def resolve_settings(components: Components, options: GenerateOptions) -> JobSettings:
+    """Fill in the model's defaults and check every number.
+
+    Parameters
+    ----------
+    components : Components
+        The loaded model.
+    options : GenerateOptions
+        What the caller gave.
+
+    Returns
+    -------
+    JobSettings
+
+    Raises
+    ------
+    InvalidArgument
+        An unknown option, or a value out of its range.
+    """
+    unknown = set(options) - set(GenerateOptions.__annotations__)
+    if unknown:
+        raise InvalidArgument(
+            sorted(unknown)[0],
+            expected=f"one of {', '.join(sorted(GenerateOptions.__annotations__))}",
+            got="an unknown option",
+        )
+    model = components.generation
+    grid = components.vae.spatial_stride * components.transformer.config.patch_size[1]
+    height = _checked_side("height", options.get("height"), model.height, grid)
+    width = _checked_side("width", options.get("width"), model.width, grid)
+    solver = _or_default(options.get("solver"), model.solver)
+    form = _or_default(options.get("guidance_form"), model.guidance_form)
+    for name, value, known in (
+        ("solver", solver, get_args(SolverName)),
+        ("guidance_form", form, get_args(GuidanceForm)),
+    ):
+        if value not in known:
+            raise InvalidArgument(name, expected=f"one of {known}", got=repr(value))
+    settings = JobSettings(
+        prompt=_checked_text("prompt", options.get("prompt"), ""),
+        negative_prompt=_checked_text(
+            "negative_prompt", options.get("negative_prompt"), model.negative_prompt
+        ),
+        seed=_checked_integer("seed", options.get("seed"), 0, 0, 2**63 - 1),
+        num_steps=_checked_integer(
+            "num_steps", options.get("num_steps"), model.num_steps, 1, MAX_STEPS
+        ),
+        shift=_checked_float("shift", options.get("shift"), model.shift, 0.01, 100.0),
+        solver=solver,
+        text_guidance_scale=_checked_float(
+            "text_guidance_scale", options.get("text_guidance_scale"), model.text_guidance_scale
+        ),
+        audio_guidance_scale=_checked_float(
+            "audio_guidance_scale", options.get("audio_guidance_scale"), model.audio_guidance_scale
+        ),
+        guidance_form=form,
+        fps=model.fps,
+        height=height,
+        width=width,
+        window=model.window,
+        overlap=model.overlap,
+        horizon=1,
+    )
+    horizon = _checked_integer(
+        "horizon",
+        options.get("horizon"),
+        largest_horizon(components, settings, has_source=options.get("video") is not None),
+        1,
+        2**31,
+    )
+    return replace(settings, horizon=horizon)
+
+
+def largest_horizon(components: Components, settings: JobSettings, *, has_source: bool) -> int:
+    """Windows that are denoised together unless the caller says otherwise."""
+    per_latent = bytes_per_latent(components, settings, has_source=has_source)
+    return default_horizon(
+        per_latent, components.num_bytes, window=settings.window, overlap=settings.overlap
+    )
+
+
+def bytes_per_latent(components: Components, settings: JobSettings, *, has_source: bool) -> int:
+    """Bytes of one latent frame of a group under these settings; see ``latent_bytes``."""
+    stride = components.vae.spatial_stride
+    return latent_bytes(
+        components.transformer.config,
+        height=settings.height // stride,
+        width=settings.width // stride,
+        window=settings.window,
+        overlap=settings.overlap,
+        num_passes=3,
+        itemsize=components.dtype.itemsize,
+        num_pixels=settings.height * settings.width,
+        fps=settings.fps,
+        has_source=has_source,
+    )
+
+
+def _or_default(value: OptionT | None, default: OptionT) -> OptionT:
+    return default if value is None else value
+
+
+def _checked_integer(name: str, value: int | None, default: int, low: int, high: int) -> int:
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise InvalidArgument(name, expected="an integer", got=repr(value))
+    if not low <= value <= high:
+        raise InvalidArgument(name, expected=f"{low} to {high}", got=value)
+    return int(value)
+
+
+def _checked_float(
+    name: str, value: float | None, default: float, low: float = 0.0, high: float = 1000.0
+) -> float:
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int | float | np.floating):
+        raise InvalidArgument(name, expected="a number", got=repr(value))
+    if not math.isfinite(value) or not low <= value <= high:
+        raise InvalidArgument(name, expected=f"a finite number from {low} to {high}", got=value)
+    return float(value)
+
+
+def _checked_side(name: str, value: int | None, default: int, grid: int) -> int:
+    side = _checked_integer(name, value, default, grid, MAX_SIDE)
+    if side % grid:
+        raise InvalidArgument(
+            name,
+            expected=f"a multiple of {grid}",
+            got=side,
+            hint=f"The nearest is {max(grid, round(side / grid) * grid)}.",
+        )
+    return side
+
+
+def _checked_text(name: str, value: str | None, default: str) -> str:
+    if value is None:
+        return default
+    if not isinstance(value, str):
+        raise InvalidArgument(name, expected="a string", got=type(value).__name__)
+    return value.strip()

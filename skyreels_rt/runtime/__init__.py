@@ -1,0 +1,1 @@
+"""What a run needs around the models: active layers, timings, step reuse."""

@@ -1,0 +1,104 @@
+"""The nouns that cross module borders, and the one place where frames and latents convert.
+
+Legend used all over the package: B batch, F frames (pixels or latents), H W space, C channels,
+L tokens, S context tokens, D width, N heads, K head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """Conversion between pixel frames and latent frames.
+
+    A causal VAE turns one frame into the first latent and ``temporal_stride`` frames into each
+    later one. With ``primed`` the decoder has already seen the portrait's latent (whose frame is
+    dropped), so every latent of the timeline stands for ``temporal_stride`` frames.
+
+    Parameters
+    ----------
+    temporal_stride : int
+        Frames per latent after the first, 4 for the Wan family.
+    primed : bool
+        True for the ``"leading_slot"`` reference mode.
+    """
+
+    temporal_stride: int = 4
+    primed: bool = False
+
+    def num_latents(self, num_frames: int) -> int:
+        """Latent frames that cover ``num_frames`` frames (0 for 0)."""
+        if num_frames <= 0:
+            return 0
+        if self.primed:
+            return -(-num_frames // self.temporal_stride)
+        return 1 + -(-(num_frames - 1) // self.temporal_stride)
+
+    def num_frames(self, num_latents: int) -> int:
+        """Frames that ``num_latents`` latents decode to (0 for 0)."""
+        return self.first_frame(num_latents)
+
+    def first_frame(self, latent_index: int) -> int:
+        """Index of the first frame of latent ``latent_index``."""
+        if latent_index <= 0:
+            return 0
+        offset = 0 if self.primed else self.temporal_stride - 1
+        return latent_index * self.temporal_stride - offset
+
+
+@dataclass(frozen=True)
+class FrameChunk:
+    """A run of finished frames with the sound that belongs to them.
+
+    Attributes
+    ----------
+    frames : ndarray, shape (F, H, W, 3), uint8
+        RGB frames.
+    audio : ndarray, shape (samples, channels), float32 in [-1, 1]
+        Sound of exactly these frames at ``sample_rate``; shorter at the very end of the speech.
+    sample_rate : int
+        Sample rate of ``audio`` in Hz.
+    pts : Fraction
+        Presentation time of the first frame in seconds, exact.
+    index : int
+        Global index of the first frame.
+    """
+
+    frames: NDArray[np.uint8]
+    audio: NDArray[np.float32]
+    sample_rate: int
+    pts: Fraction
+    index: int
+
+
+@dataclass(frozen=True)
+class Progress:
+    """State of a running job, given to ``on_progress``.
+
+    Attributes
+    ----------
+    stage : str
+        ``"denoise"`` or ``"decode"``.
+    done, total : int
+        Finished and planned units of the current stage (steps, frames); ``total`` grows while a
+        live stream goes on.
+    frames : int
+        Frames delivered so far.
+    """
+
+    stage: str
+    done: int
+    total: int
+    frames: int
+
+
+ProgressCallback = Callable[[Progress], None]

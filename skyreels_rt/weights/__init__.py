@@ -1,0 +1,1 @@
+"""Reading and writing checkpoints: safetensors only, strict names, maps between layouts."""

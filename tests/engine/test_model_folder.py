@@ -1,0 +1,120 @@
+"""Model folders: what is written loads again, and every defect is named."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import skyreels_rt as rt
+from skyreels_rt import errors
+from skyreels_rt.config import ByteTextConfig, GenerationConfig, config_from_dict
+from skyreels_rt.testing.tiny import TinyModel, tiny_components, write_tiny_model
+
+SMALL = TinyModel().with_generation(height=32, width=32, window=5, overlap=2, num_steps=1)
+SPEECH = 0.1 * np.random.default_rng(0).standard_normal(12_000).astype(np.float32)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_tiny_model(tmp_path / "model", SMALL)
+    return tmp_path / "model"
+
+
+def edit(path, **changes):
+    data = json.loads(path.read_text())
+    data.update(changes)
+    path.write_text(json.dumps({k: v for k, v in data.items() if v is not ...}))
+
+
+def test_folder_equals_the_model_in_memory(folder):
+    engines = [rt.Engine.from_pretrained(folder), rt.Engine(tiny_components(SMALL))]
+    options = {"prompt": "hello", "sample_rate": 16_000}
+    videos = [engine.generate(SPEECH, **options) for engine in engines]
+    np.testing.assert_array_equal(videos[0].frames, videos[1].frames)
+
+
+@pytest.mark.parametrize("native", ["auto", "reference"])
+def test_no_pickle_and_no_socket_while_loading_and_running(folder, native):
+    seen = []
+    active = [True]
+
+    def watch(event, arguments):
+        if active[0] and event.startswith(("pickle.", "socket.", "subprocess.", "os.system")):
+            seen.append((event, arguments))
+
+    sys.addaudithook(watch)
+    try:
+        engine = rt.Engine.from_pretrained(folder, kernels=native)
+        engine.generate(SPEECH, prompt="hello", sample_rate=16_000)
+    finally:
+        active[0] = False
+    assert seen == []
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "named"),
+    [
+        ("model_index.json", {"_class_name": "WanPipeline"}, "WanPipeline"),
+        ("model_index.json", {"transformer": ["evil", "RunThis"]}, "RunThis"),
+        ("model_index.json", {"vae": None}, "vae"),
+        ("model_index.json", {"text_encoder": ...}, "text_encoder"),
+        ("transformer/config.json", {"surprise": 1}, "surprise"),
+        ("transformer/config.json", {"num_heads": 5}, "dim"),
+        ("transformer/config.json", {"num_heads": "3"}, "num_heads"),
+        ("transformer/config.json", {"num_layers": 4}, "blocks.3"),
+        ("transformer/config.json", {"ffn_dim": 128}, "ffn"),
+        ("generation_config.json", {"overlap": 5}, "overlap"),
+        ("generation_config.json", {"reference_mode": "magic"}, "reference_mode"),
+        ("audio_encoder/feature_config.json", {"past": 71}, "max_source_positions"),
+        ("audio_encoder/config.json", {"model_type": "bert"}, "bert"),
+        ("vae/config.json", {"z_dim": 8}, "vae"),
+    ],
+)  # fmt: skip
+def test_every_defect_is_named(folder, file, changes, named):
+    edit(folder / file, **changes)
+    with pytest.raises(errors.ModelError, match=named):
+        rt.Engine.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("content", ["", "[1, 2]", "{", "[" * 100_000])
+def test_files_that_are_no_json_object(folder, content):
+    (folder / "model_index.json").write_text(content)
+    with pytest.raises(errors.ModelError, match="model_index"):
+        rt.Engine.from_pretrained(folder)
+
+
+def test_only_pickles_are_refused_with_the_way_out(folder):
+    weights = folder / "vae" / "model.safetensors"
+    weights.rename(weights.with_name("model.pth"))
+    with pytest.raises(errors.ModelError, match="safetensors"):
+        rt.Engine.from_pretrained(folder)
+
+
+def test_config_reader_keeps_types():
+    config = config_from_dict(GenerationConfig, {"shift": 3, "_diffusers": "x"}, where="t")
+    assert config.shift == 3.0
+    with pytest.raises(errors.ModelError, match="num_steps"):
+        config_from_dict(GenerationConfig, {"num_steps": True}, where="t")
+    with pytest.raises(errors.ModelError, match="Known keys: dim"):
+        config_from_dict(ByteTextConfig, {"wide": 3}, where="t")
+
+
+def test_wan_vae_and_clip_free_model_runs():
+    """The native family with Wan's own VAE instead of the tiny one."""
+    from dataclasses import replace
+
+    from skyreels_rt.config import WanVAEConfig
+    from skyreels_rt.models.wan_vae import WanVAE
+    from skyreels_rt.testing.tiny import randomise
+
+    with torch.random.fork_rng(devices=[]):
+        vae = WanVAE(WanVAEConfig(base_dim=8))
+    randomise(vae, 1)
+    vae.eval().requires_grad_(False)
+    engine = rt.Engine(replace(tiny_components(SMALL), vae=vae))
+    image = np.random.default_rng(1).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    video = engine.generate(SPEECH, image=image, sample_rate=16_000)
+    assert video.frames.shape == (19, 32, 32, 3)
+    assert video.frames.std() > 0
