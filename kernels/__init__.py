@@ -5,13 +5,16 @@ specification in eager torch, also its fp64 oracle and its gradient), ``csrc/cpu
 ``csrc/cuda/<op>.cu`` where they exist, ``tests/kernels/test_<op>.py``.
 """
 
-# First: a second copy imported as plain `kernels` would register every operator twice.
-if __name__ != "skyreels_rt.kernels":
-    raise ImportError("This folder is the package skyreels_rt.kernels; install the project first.")
+if __name__ == "skyreels_rt.kernels":
+    from skyreels_rt.kernels._select import Impl, KernelPlan
+    from skyreels_rt.kernels.audio_cross_attention import audio_cross_attention
+    from skyreels_rt.kernels.frames_to_uint8 import frames_to_uint8
+    from skyreels_rt.kernels.qk_norm_rope import qk_norm_rope
 
-from skyreels_rt.kernels._select import Impl, KernelPlan
-from skyreels_rt.kernels.audio_cross_attention import audio_cross_attention
-from skyreels_rt.kernels.frames_to_uint8 import frames_to_uint8
-from skyreels_rt.kernels.qk_norm_rope import qk_norm_rope
-
-__all__ = ["Impl", "KernelPlan", "audio_cross_attention", "frames_to_uint8", "qk_norm_rope"]
+    __all__ = ["Impl", "KernelPlan", "audio_cross_attention", "frames_to_uint8", "qk_norm_rope"]
+else:
+    # Someone has the repository root on sys.path. A second copy would register every operator
+    # twice, so this one is empty; it cannot raise, because transformers imports whatever is called
+    # `kernels` to learn its version. The version is older than any it would use.
+    __version__ = "0"
+    __path__ = []

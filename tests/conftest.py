@@ -45,6 +45,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Skip slow tests unless ``-m`` asks for a selection, and GPU tests where there is no GPU."""
     import torch
 
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        torch.set_num_threads(1)  # one worker a core; two threads each would wait for each other
     slow = pytest.mark.skip(reason="slow: runs with -m slow (make soak)")
     no_gpu = pytest.mark.skip(reason="gpu: no CUDA device here")
     for item in items:

@@ -56,17 +56,34 @@ except ImportError as error:
     assert "torch is blocked" in run_python(code, tmp_path)
 
 
-@pytest.mark.parametrize("folder", ["kernels", "export"])
-def test_name_guards(folder: str, tmp_path: Path) -> None:
+def test_export_refuses_to_be_imported_by_its_bare_name(tmp_path: Path) -> None:
     code = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
 try:
-    import {folder}
+    import export
 except ImportError as error:
     print(error)
 """
-    assert f"skyreels_rt.{folder}" in run_python(code, tmp_path)
+    assert "skyreels_rt.export" in run_python(code, tmp_path)
+
+
+def test_kernels_by_its_bare_name_is_empty_and_harmless(tmp_path: Path) -> None:
+    """transformers imports anything called `kernels`; it must live with ours in the way."""
+    code = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+import kernels, transformers
+print([name for name in vars(kernels) if not name.startswith("__")])
+try:
+    import kernels.reference
+except ImportError:
+    print("no second copy")
+from transformers.utils import is_kernels_available
+print(is_kernels_available())
+from skyreels_rt.kernels import qk_norm_rope
+"""
+    assert run_python(code, tmp_path).splitlines() == ["[]", "no second copy", "False"]
 
 
 def test_plan_without_the_compiled_libraries(tmp_path: Path) -> None:

@@ -14,8 +14,7 @@ FOLDERS = {
 }
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 600, 100
 
-# A module may import its own rank or below within its package, and strictly below elsewhere, but for
-# the pairs in SIDEWAYS.
+# A module imports its own room and rooms of a lower rank, but for the pairs in SIDEWAYS.
 RANKS = [
     {"__main__"},
     {"cli"},
