@@ -167,7 +167,6 @@ class Session:
         self._kept = torch.zeros(channels, 0, rows, columns, device=components.device)
         self._decoder_cache: VAECache | None = None
         self._frame_index = 0
-        self._steps_done = 0
 
     # ---------------------------------------------------------------------------------- audio in
 
@@ -263,11 +262,6 @@ class Session:
         if self._track.num_source_frames is not None:
             ends.append(self._track.num_source_frames)
         return min(ends, default=None)
-
-    @property
-    def sample_rate(self) -> int | None:
-        """Sample rate of the speech; None before the first push."""
-        return self._speech.sample_rate
 
     @property
     def num_frames_done(self) -> int:
@@ -485,7 +479,6 @@ class Session:
         return chunk
 
     def _report_step(self, done: int, total: int) -> None:
-        self._steps_done += 1
         self._report("denoise", done, total)
 
     def _report(self, stage: str, done: int, total: int) -> None:
