@@ -27,7 +27,6 @@ test: setup
 	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
 
 soak: setup
-	$(BIN)/python -m pytest -m "slow and not gpu" --timeout 3000
 	$(BIN)/python benchmarks/soak.py benchmarks/results/soak_cpu.json
 
 lint: setup

@@ -1,4 +1,4 @@
-"""Peak memory of the command line for a 1-minute and a 10-minute job, in processes of their own.
+"""The long runs: the slow tests, and peak memory of a 1-minute and a 10-minute job.
 
 usage: python benchmarks/soak.py REPORT.json
 """
@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import xml.etree.ElementTree
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from skyreels_rt.report import Report, Row
 
 RATE = 16_000
 MAX_GROWTH_MIB = 50.0
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def run_job(folder: Path, minutes: int) -> dict[str, float]:
@@ -36,16 +38,34 @@ def run_job(folder: Path, minutes: int) -> dict[str, float]:
     return {row["name"]: row["value"] for row in json.loads(report.read_text())["rows"]}
 
 
+def run_slow_tests(folder: Path) -> dict[str, int]:
+    """Counts of the slow tests: fuzzing, kills, every way to build the package."""
+    report = folder / "slow.xml"
+    command = [
+        sys.executable, "-m", "pytest", "-m", "slow and not gpu", "--timeout", "3000",
+        f"--junitxml={report}",
+    ]  # fmt: skip
+    subprocess.run(command, check=False, cwd=ROOT)
+    suite = xml.etree.ElementTree.parse(report).getroot().find("testsuite")
+    assert suite is not None
+    return {key: int(suite.get(key, "0")) for key in ("tests", "failures", "errors", "skipped")}
+
+
 def main() -> None:
     """Measure, print and store."""
     target = Path(sys.argv[1])
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        slow = run_slow_tests(folder)
         picture = np.random.default_rng(0).integers(0, 256, (160, 160, 3), dtype=np.uint8)
         Image.fromarray(picture).save(folder / "face.png")
         one, ten = run_job(folder, 1), run_job(folder, 10)
     growth = ten["generate.peak_rss"] - one["generate.peak_rss"]
+    broken = slow["failures"] + slow["errors"]
     rows = [
+        Row("soak.slow_tests", slow["tests"] - slow["skipped"], "tests", better="higher"),
+        Row("soak.slow_tests_skipped", slow["skipped"], "tests"),
+        Row("soak.slow_tests_failed", broken, "tests", target=0.0),
         Row("soak.rss_1_minute", one["generate.peak_rss"], "MiB"),
         Row("soak.rss_10_minutes", ten["generate.peak_rss"], "MiB"),
         Row("soak.rss_growth", growth, "MiB", target=MAX_GROWTH_MIB),
@@ -55,8 +75,9 @@ def main() -> None:
     Report("python benchmarks/soak.py", "cpu", torch.get_num_threads(), plan, rows).write(target)
     for row in rows:
         print(f"{row.name:<24} {row.value:10.1f} {row.unit}")
-    if not rows[2].ok:
-        sys.exit(f"memory grows with the length: {growth:.1f} MiB")
+    missed = [row.name for row in rows if row.ok is False]
+    if missed:
+        sys.exit(f"missed: {', '.join(missed)}")
 
 
 if __name__ == "__main__":

@@ -256,24 +256,45 @@ def test_doctor_says_what_is_active():
     assert CliRunner().invoke(app, ["doctor"]).exit_code == 0
 
 
-def test_ctrl_c_leaves_no_file(inputs):
-    """A real process, interrupted while it denoises."""
+def start_long_job(inputs):
+    """A real process that denoises and writes for a while; returns when its file has begun."""
     soundfile.write(inputs / "long.wav", np.zeros(16_000 * 120), 16_000)
-    (inputs / "out").mkdir()
+    (inputs / "out").mkdir(exist_ok=True)
     command = [
         sys.executable, "-P", "-m", "skyreels_rt", "generate", "--audio", str(inputs / "long.wav"),
-        "--image", str(inputs / "face.png"), "-o", str(inputs / "out" / "x.mp4"),
-        "--steps", "50",
+        "--image", str(inputs / "face.png"), "-o", str(inputs / "out" / "x.mp4"), "--steps", "50",
     ]  # fmt: skip
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=inputs,
-                               env=os.environ | {"OMP_NUM_THREADS": "1"})  # fmt: skip
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, cwd=inputs, env=environment
+    )
     for _ in range(600):
         if list((inputs / "out").iterdir()) or process.poll() is not None:
             break
         time.sleep(0.1)
-    assert process.poll() is None, "the job ended before it could be interrupted"
+    assert process.poll() is None, "the job ended before it could be stopped"
+    return process
+
+
+def test_ctrl_c_leaves_no_file(inputs):
+    process = start_long_job(inputs)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in errors
     assert list((inputs / "out").iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", [0.0, 0.3, 1.1, 2.7, 5.2])
+def test_kill_leaves_nothing_under_the_final_name(inputs, moment):
+    """SIGKILL cannot be cleaned up after; an existing file must survive it all the same."""
+    (inputs / "out").mkdir()
+    process = start_long_job(inputs)
+    (inputs / "out" / "x.mp4").write_bytes(b"precious")
+    time.sleep(moment)
+    process.kill()
+    process.communicate(timeout=60)
+    assert (inputs / "out" / "x.mp4").read_bytes() == b"precious"
+    again, _ = run("tiny-random", inputs, output=inputs / "out" / "x.mp4", steps=1)
+    assert again.exit_code == 0, again.output
