@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import shlex
 import sys
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -58,6 +58,9 @@ def generate(
     num_steps: Annotated[int | None, typer.Option("--steps", help="Denoising steps.")] = None,
     text_guidance_scale: Annotated[float | None, typer.Option(help="1.0 = off.")] = None,
     audio_guidance_scale: Annotated[float | None, typer.Option(help="1.0 = off.")] = None,
+    guidance_form: Annotated[
+        str | None, typer.Option(help='"text_first" or "audio_first".')
+    ] = None,
     solver: Annotated[str | None, typer.Option(help='"euler" or "unipc".')] = None,
     shift: Annotated[float | None, typer.Option(help="Timestep shift.")] = None,
     height: Annotated[int | None, typer.Option(help="Pixels, multiple of 16.")] = None,
@@ -79,6 +82,7 @@ def generate(
         "num_steps": num_steps,
         "text_guidance_scale": text_guidance_scale,
         "audio_guidance_scale": audio_guidance_scale,
+        "guidance_form": guidance_form,
         "solver": solver,
         "shift": shift,
         "height": height,
@@ -88,14 +92,19 @@ def generate(
     }
     with _errors_as_exit_codes():
         from skyreels_rt.engine import Engine
+        from skyreels_rt.report import require_writable
 
+        if json_file is not None:
+            require_writable(json_file)
         engine = Engine.from_pretrained(
             model, device=device, dtype=dtype, kernels=cast("Plan", kernels)
         )
         summary = _generate_with_bar(engine, output, audio, options)
         console.print(
             f"{output}: {summary.num_frames} frames in {summary.seconds:.1f} s "
-            f"(rtf {summary.rtf:.2f})"
+            f"(rtf {summary.rtf:.2f})",
+            markup=False,
+            soft_wrap=True,
         )
         if json_file is not None:
             _write_generate_report(json_file, engine, summary)
@@ -114,9 +123,9 @@ def doctor(*, as_json: Annotated[bool, typer.Option("--json", help="Print JSON."
         checks, plan = examine()
         table = Table("part", "state", "detail")
         for check in checks:
-            table.add_row(check.name, check.state, check.detail)
+            table.add_row(escape(check.name), check.state, escape(check.detail))
         out.print(table)
-        out.print(plan.describe())
+        out.print(plan.describe(), markup=False)
 
 
 @bench_app.command("step")
@@ -129,6 +138,10 @@ def bench_step(
     """Time one transformer step against a peer with the same weights, in the same run."""
     with _errors_as_exit_codes():
         from skyreels_rt.bench.step import measure_steps
+        from skyreels_rt.report import require_writable
+
+        if json_file is not None:
+            require_writable(json_file)
 
         with console.status("measuring ...") as status:
             report = measure_steps(
@@ -140,7 +153,8 @@ def bench_step(
         table = Table("name", "value", "unit", "target", "ok")
         for row in report.rows:
             target = "" if row.target is None else f"{row.target:g}"
-            table.add_row(row.name, f"{row.value:.4g}", row.unit, target, str(row.ok or ""))
+            ok = {None: "", True: "yes", False: "NO"}[row.ok]
+            table.add_row(row.name, f"{row.value:.4g}", row.unit, target, ok)
         Console().print(table)
         if json_file is not None:
             report.write(json_file)
@@ -180,6 +194,8 @@ def _generate_with_bar(
 
 def _write_generate_report(path: Path, engine: Engine, summary: GenerationSummary) -> None:
     """Write the report of one job in the shared format."""
+    import resource
+
     import torch
 
     from skyreels_rt.report import Report, Row
@@ -220,7 +236,7 @@ def _errors_as_exit_codes() -> Iterator[None]:
         yield
     except SkyReelsError as error:
         console.print(f"[bold red]error[/] [dim]({error.code})[/] ", end="")
-        console.print(str(error), markup=False)
+        console.print(str(error), markup=False, soft_wrap=True)
         raise typer.Exit(EXIT_INPUT) from None
     except KeyboardInterrupt:
         console.print("interrupted; nothing was written")

@@ -41,6 +41,7 @@ from skyreels_rt.models.tiny_vae import TinyVAE
 from skyreels_rt.models.transformer import SkyReelsTransformer
 from skyreels_rt.models.vae import VideoVAE
 from skyreels_rt.models.wan_vae import WanVAE
+from skyreels_rt.types import Timeline
 from skyreels_rt.weights.diffusers_layout import transformer_config_from_diffusers
 from skyreels_rt.weights.key_maps import clip_vision_key, diffusers_wan_key, whisper_encoder_key
 from skyreels_rt.weights.loader import load_weights, save_weights
@@ -93,12 +94,18 @@ class Components:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of transformer and VAE weights."""
+        """Bytes of transformer and VAE weights, the parts that every step and frame needs."""
         return sum(
             parameter.numel() * parameter.element_size()
             for module in (self.transformer, self.vae)
             for parameter in module.parameters()
         )
+
+    @property
+    def timeline(self) -> Timeline:
+        """Conversion between frames and latents under the model's reference mode."""
+        primed = self.generation.reference_mode == "leading_slot"
+        return Timeline(self.vae.temporal_stride, primed=primed)
 
 
 def load_components(
@@ -134,7 +141,7 @@ def load_components(
     load = _FolderLoader(folder, index, device, dtype, plan)
     transformer = load.transformer()
     audio, features = load.audio_encoder(needed=transformer.config.audio is not None)
-    return Components(
+    parts = Components(
         name=str(folder),
         transformer=transformer,
         vae=load.vae(),
@@ -151,6 +158,35 @@ def load_components(
         dtype=dtype,
         plan=plan,
     )
+    _require_fit(parts)
+    return parts
+
+
+def _require_fit(parts: Components) -> None:
+    """Raise unless the components' sizes fit each other."""
+    config, grid = parts.transformer.config, parts.vae.spatial_stride * 2
+    fits = [
+        ("vae latent channels", parts.vae.latent_channels, config.out_channels),
+        ("text encoder width", parts.text_encoder.text_dim, config.text_dim),
+        ("text encoder length", parts.text_encoder.text_length, config.text_length),
+        ("generation height modulo the patch grid", parts.generation.height % grid, 0),
+        ("generation width modulo the patch grid", parts.generation.width % grid, 0),
+    ]
+    if config.audio is not None:
+        layers = len(parts.audio_features.layers)
+        fits.append(("audio feature layers", layers, config.audio.feature_layers))
+    if config.audio is not None and parts.audio_encoder is not None:
+        width = parts.audio_encoder.feature_dim
+        fits.append(("audio feature width", width, config.audio.feature_dim))
+    if config.image_dim is not None and parts.image_encoder is not None:
+        fits.append(("image encoder width", parts.image_encoder.image_dim, config.image_dim))
+    for what, got, expected in fits:
+        if got != expected:
+            raise ModelError(
+                f"{parts.name}: {what} is {got}, the transformer needs {expected}.",
+                stage="load",
+                hint="The components of the folder do not belong together.",
+            )
 
 
 class _FolderLoader:
@@ -180,8 +216,8 @@ class _FolderLoader:
             config = config_from_dict(TransformerConfig, data, where="transformer/config.json")
             key_map = None
         with torch.device("meta"):
-            model = SkyReelsTransformer(config, self.plan)
-        self._fill(model, "transformer", key_map=key_map)
+            model = SkyReelsTransformer(config, self.plan).to_compute_dtype(self.dtype)
+        self._fill(model, "transformer", key_map=key_map, dtype=None)
         return model
 
     def vae(self) -> VideoVAE:
@@ -197,7 +233,7 @@ class _FolderLoader:
                     )
                 )
             )
-        self._fill(model, "vae")
+        self._fill(model, "vae", dtype=self.dtype)
         return model
 
     def audio_encoder(self, *, needed: bool) -> tuple[WhisperFeatures | None, AudioFeatureConfig]:
@@ -223,11 +259,11 @@ class _FolderLoader:
             config = config_from_dict(ByteTextConfig, data, where="text_encoder/config.json")
             with torch.device("meta"):
                 encoder = ByteTextEncoder(config)
-            self._fill(encoder, "text_encoder")
+            self._fill(encoder, "text_encoder", dtype=self.dtype)
             return encoder
         with torch.device("meta"):
             model = build_umt5(data)
-        self._fill(model, "text_encoder")
+        self._fill(model, "text_encoder", dtype=self.dtype)
         tokenizer = self.folder / "tokenizer" / "tokenizer.json"
         return UMT5TextEncoder(model, tokenizer, text_length=transformer.text_length)
 
@@ -238,7 +274,7 @@ class _FolderLoader:
         data = read_json(self.folder / "image_encoder" / "config.json")
         with torch.device("meta"):
             model = build_clip_vision(data)
-        self._fill(model, "image_encoder", key_map=clip_vision_key)
+        self._fill(model, "image_encoder", key_map=clip_vision_key, dtype=self.dtype)
         return ClipImageEncoder(model)
 
     def _class_name(self, component: str, known: tuple[str, ...]) -> str:
@@ -258,13 +294,13 @@ class _FolderLoader:
         component: str,
         *,
         key_map: Callable[[str], str | None] | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | None,
     ) -> None:
         load_weights(
             module,
             self.folder / component,
             device=self.device,
-            dtype=dtype or self.dtype,
+            dtype=dtype,
             key_map=key_map,
         )
         module.eval().requires_grad_(False)

@@ -18,6 +18,9 @@ from skyreels_rt.errors import InvalidArgument, ModelError, OutputError
 
 ConfigT = TypeVar("ConfigT")
 
+REFERENCE_CHANNELS = 16
+"""Latent channels of the reference among the condition channels, in every known family."""
+
 ReferenceMode = Literal["all_frames", "leading_slot", "none"]
 GuidanceForm = Literal["audio_first", "text_first"]
 SolverName = Literal["euler", "unipc"]
@@ -112,6 +115,17 @@ class TransformerConfig:
                 expected=f"a multiple of num_heads={self.num_heads} with an even head size",
                 got=self.dim,
             )
+        if self.patch_size[0] != 1 or self.patch_size[1] != self.patch_size[2]:
+            raise InvalidArgument(
+                "patch_size", expected="one frame and a square, such as (1, 2, 2)",
+                got=self.patch_size,
+            )  # fmt: skip
+        if self.condition_channels and self.out_channels != REFERENCE_CHANNELS:
+            raise InvalidArgument(
+                "out_channels",
+                expected=f"{REFERENCE_CHANNELS}, with condition channels",
+                got=self.out_channels,
+            )
         if self.condition_channels not in (0, 16, 17, 20):
             raise InvalidArgument(
                 "in_channels",
@@ -134,7 +148,7 @@ class TransformerConfig:
     @property
     def mask_channels(self) -> int:
         """Mask channels among the condition channels: 0, 1 or 4."""
-        return max(0, self.condition_channels - 16)
+        return max(0, self.condition_channels - REFERENCE_CHANNELS)
 
 
 @dataclass(frozen=True)

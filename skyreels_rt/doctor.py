@@ -23,19 +23,19 @@ class Check:
     ----------
     name : str
         What was looked at.
-    state : {"ok", "absent", "off"}
+    state : {"ok", "absent"}
         ``"absent"`` never stops the engine; the detail says what it costs.
     detail : str
         Version, place, or the reason why it is not active.
     """
 
     name: str
-    state: Literal["ok", "absent", "off"]
+    state: Literal["ok", "absent"]
     detail: str
 
 
 def examine() -> tuple[list[Check], KernelPlan]:
-    """Look at this installation; takes no lock, opens no device and changes nothing."""
+    """Look at this installation; changes nothing."""
     checks = [
         Check("python", "ok", platform.python_version()),
         Check("torch", "ok", f"{torch.__version__}, {torch.get_num_threads()} threads"),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal, Unpack
 
@@ -16,10 +17,10 @@ from numpy.typing import NDArray
 from skyreels_rt.audio.resample import ResampledAudio
 from skyreels_rt.components import Components, load_components
 from skyreels_rt.conditioning.edit_mask import resolve_edit_mask
-from skyreels_rt.conditioning.face import FaceFinder, face_available
+from skyreels_rt.conditioning.face import FaceFinder, face_available, face_status
 from skyreels_rt.conditioning.portrait import prepare_portrait
 from skyreels_rt.conditioning.source_video import SourceTrack
-from skyreels_rt.errors import InvalidArgument, ModelError
+from skyreels_rt.errors import InvalidArgument, MediaError, ModelError
 from skyreels_rt.kernels import KernelPlan
 from skyreels_rt.media.audio_file import AudioSource, open_audio
 from skyreels_rt.media.image import load_image
@@ -35,9 +36,11 @@ from skyreels_rt.progress import ProgressBar
 from skyreels_rt.runtime.device import resolve_device, resolve_dtype
 from skyreels_rt.runtime.memory import MemoryEstimate, activation_bytes
 from skyreels_rt.session import JobSettings, Session
-from skyreels_rt.types import FrameChunk, Timeline
+from skyreels_rt.types import FrameChunk
 
 TINY_NAME = "tiny-random"
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -259,14 +262,16 @@ class Engine:
         """
         parts = self._components
         settings = resolve_settings(parts, options)
-        timeline = Timeline(parts.vae.temporal_stride)
-        stride = parts.vae.spatial_stride
-        total = timeline.num_latents(round(Fraction(seconds) * settings.fps))
+        if not math.isfinite(seconds) or seconds <= 0:
+            raise InvalidArgument("seconds", expected="a positive number", got=seconds)
+        stride, timeline = parts.vae.spatial_stride, parts.timeline
+        total = timeline.num_latents(math.ceil(seconds * settings.fps))
         hop = settings.window - settings.overlap
         group = min(total, settings.window + (settings.horizon - 1) * hop)
         per_latent = bytes_per_latent(parts, settings, has_source=options.get("video") is not None)
         _, patch_h, patch_w = parts.transformer.config.patch_size
-        tokens = min(settings.window, total) * (settings.height // stride // patch_h)
+        frames = min(settings.window, total) + timeline.primed
+        tokens = frames * (settings.height // stride // patch_h)
         tokens *= settings.width // stride // patch_w
         return MemoryEstimate(
             weights=parts.num_bytes,
@@ -288,7 +293,8 @@ class Engine:
         """Check every input, in the order a caller would fix them, and open a session."""
         settings = resolve_settings(self._components, options)
         source_audio = open_audio(audio, options.get("sample_rate"))
-        if source_audio.sample_rate not in AAC_SAMPLE_RATES:
+        num_samples, rate = source_audio.num_samples, source_audio.sample_rate
+        if rate not in AAC_SAMPLE_RATES:
             source_audio = ResampledAudio(source_audio, 48_000)
         portrait, source = self._visual_inputs(settings, options)
         bar = None
@@ -301,6 +307,7 @@ class Engine:
             settings,
             portrait=portrait,
             source=source,
+            expected_frames=-(-num_samples * settings.fps // rate) if num_samples else None,
             on_progress=on_progress,
             is_cancelled=cancel.is_set if cancel is not None else None,
         )
@@ -318,16 +325,21 @@ class Engine:
             raise InvalidArgument(
                 "image", expected="an image, a video or a prompt", got="none of them"
             )
-        if image is not None and config.condition_channels == 0 and config.image_dim is None:
+        sees_reference = (
+            config.condition_channels > 0 and self._components.generation.reference_mode != "none"
+        )
+        if image is not None and not sees_reference and config.image_dim is None:
             raise InvalidArgument(
                 "image",
-                expected="a model with condition channels",
-                got="a text-to-video model",
-                hint="Leave the image out, or load a model that takes a portrait.",
+                expected="a model that takes a portrait",
+                got="a model without reference and image branch",
+                hint="Leave the image out, or load another model.",
             )
         mask = "mouth" if mask is None else mask
         needs_face = video is not None and isinstance(mask, str) and mask in ("mouth", "face")
         finder = FaceFinder() if needs_face or (image is not None and face_available()) else None
+        if image is not None and finder is None:
+            logger.warning("the portrait is cropped at its centre: %s", face_status())
         portrait = source = None
         if image is not None:
             portrait = prepare_portrait(
@@ -360,10 +372,13 @@ class _Job:
         for block in self.audio.blocks():
             self.session.push_audio(block, self.audio.sample_rate)
             yield from self.session.frames()
-            if self.session.num_frames == self.session.num_frames_done:
-                return  # the source video ended before the speech
-        self.session.end_audio()
-        yield from self.session.frames()
+            if self.session.is_finished:  # the source video ended before the speech
+                break
+        else:
+            self.session.end_audio()
+            yield from self.session.frames()
+        if self.session.num_frames_done == 0:
+            raise MediaError("video: holds no frame at the model's frame rate.", stage="video")
 
     def __enter__(self) -> _Job:
         return self

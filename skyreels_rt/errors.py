@@ -119,7 +119,7 @@ class UnsupportedKernel(SkyReelsError):
 
 
 class NonFinite(SkyReelsError, ArithmeticError):
-    """NaN or infinity appeared in an input or inside the run; no frame of it was delivered."""
+    """NaN or infinity appeared in an input or inside the run; no frame that holds it came out."""
 
     code = "non_finite"
 

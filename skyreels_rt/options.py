@@ -39,7 +39,8 @@ class GenerateOptions(TypedDict, total=False):
     edit_mask : {"mouth", "face"}, path or ndarray
         Region of ``video`` that is generated; ``"mouth"`` by default.
     prompt, negative_prompt : str
-        What to show, and what the passes without text get.
+        What to show, and what the passes without text get. Without a prompt there is no text
+        guidance, and the negative prompt and ``text_guidance_scale`` have no effect.
     sample_rate : int
         Samples per second of ``audio`` where it is an array.
     num_steps : int
@@ -57,7 +58,8 @@ class GenerateOptions(TypedDict, total=False):
     height, width : int
         Pixels; multiples of VAE stride times patch size (16).
     horizon : int
-        BLF windows denoised together; as many as memory allows by default.
+        BLF windows denoised together; by default as many as a tenth of the weights' bytes, at
+        least 48 MiB, can hold (see :func:`skyreels_rt.runtime.memory.default_horizon`).
     on_progress : callable
         Called with a :class:`skyreels_rt.Progress`; replaces the progress bar.
     cancel : threading.Event
@@ -110,6 +112,7 @@ def resolve_settings(components: Components, options: GenerateOptions) -> JobSet
             expected=f"one of {', '.join(sorted(GenerateOptions.__annotations__))}",
             got="an unknown option",
         )
+    _require_kinds(options)
     model = components.generation
     grid = components.vae.spatial_stride * components.transformer.config.patch_size[1]
     height = _checked_side("height", options.get("height"), model.height, grid)
@@ -182,6 +185,18 @@ def bytes_per_latent(components: Components, settings: JobSettings, *, has_sourc
     )
 
 
+def _require_kinds(options: GenerateOptions) -> None:
+    """Raise for options that later code would only trip over."""
+    rate, on_progress = options.get("sample_rate"), options.get("on_progress")
+    if rate is not None and (isinstance(rate, bool) or not isinstance(rate, int | np.integer)):
+        raise InvalidArgument("sample_rate", expected="an integer", got=repr(rate))
+    if on_progress is not None and not callable(on_progress):
+        raise InvalidArgument("on_progress", expected="a callable", got=repr(on_progress))
+    cancel = options.get("cancel")
+    if cancel is not None and not isinstance(cancel, threading.Event):
+        raise InvalidArgument("cancel", expected="a threading.Event", got=repr(cancel))
+
+
 def _or_default(value: OptionT | None, default: OptionT) -> OptionT:
     return default if value is None else value
 
@@ -201,7 +216,7 @@ def _checked_float(
 ) -> float:
     if value is None:
         return default
-    if isinstance(value, bool) or not isinstance(value, int | float | np.floating):
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
         raise InvalidArgument(name, expected="a number", got=repr(value))
     if not math.isfinite(value) or not low <= value <= high:
         raise InvalidArgument(name, expected=f"a finite number from {low} to {high}", got=value)

@@ -107,6 +107,22 @@ class Report:
             raise OutputError(f"{path}: cannot be written ({error.strerror}).") from error
 
 
+def require_writable(path: Path) -> None:
+    """Raise now what :meth:`Report.write` would raise after the work.
+
+    Raises
+    ------
+    OutputError
+        ``path`` is a folder, or its folder does not exist.
+    """
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise OutputError(
+            f"{path}: expected a file in an existing folder.",
+            stage="output",
+            hint="Make the folder first.",
+        )
+
+
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that shape a result, where installed."""
     found = {"python": platform.python_version()}

@@ -88,16 +88,17 @@ class Progress:
     ----------
     stage : str
         ``"denoise"`` or ``"decode"``.
-    done, total : int
-        Finished and planned units of the current stage (steps, frames); ``total`` grows while a
-        live stream goes on.
+    done : int
+        Finished units of the current stage: steps of the group at hand, or frames of the job.
+    total : int or None
+        Planned units of that stage; None while the length of the job is not known.
     frames : int
         Frames delivered so far.
     """
 
     stage: str
     done: int
-    total: int
+    total: int | None
     frames: int
 
 

@@ -72,6 +72,11 @@ class WhisperFeatures:
             hop_length=config.hop // _MEL_FRAMES_PER_POSITION,
         )
 
+    @property
+    def feature_dim(self) -> int:
+        """Width D of the features."""
+        return int(self._encoder.config.d_model)
+
     def log_mel(self, segment: NDArray[np.float32]) -> torch.Tensor:
         """Whisper's log-mel spectrogram of exactly ``segment``, unpadded.
 

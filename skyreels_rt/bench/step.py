@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from skyreels_rt.errors import InvalidArgument, MissingDependency
+from skyreels_rt.errors import InvalidArgument, MissingDependency, ModelError
 from skyreels_rt.kernels import KernelPlan
 from skyreels_rt.models.transformer import ContextCache, SkyReelsTransformer
 from skyreels_rt.report import Report, Row
@@ -124,7 +124,10 @@ def measure_steps(
         command=command,
         device="cpu",
         threads=torch.get_num_threads(),
-        kernel_plan=KernelPlan.choose("cpu", dtypes[0]).to_json(),
+        kernel_plan={
+            str(dtype).removeprefix("torch."): KernelPlan.choose("cpu", dtype).to_json()
+            for dtype in dtypes
+        },
         rows=rows,
         details=details,
     )
@@ -176,7 +179,7 @@ def _models(shape: StepShape, dtype: torch.dtype) -> tuple[nn.Module, SkyReelsTr
     ours.load_state_dict(
         {diffusers_wan_key(name): value for name, value in theirs.state_dict().items()}
     )
-    return theirs.to(dtype), ours.to(dtype)
+    return theirs.to(dtype), ours.to_compute_dtype(dtype)
 
 
 def _require_agreement(
@@ -187,7 +190,11 @@ def _require_agreement(
     sides["first"]()
     difference = float((actual - expected).abs().max() / expected.abs().max())
     if not difference <= AGREEMENT[dtype]:
-        raise ArithmeticError(f"{name}: differs from the peer by {difference:.2g}; not the same")
+        raise ModelError(
+            f"{name}: differs from the peer by {difference:.2g} of its largest output.",
+            stage="bench",
+            hint="The two are not the same model; their times cannot be compared.",
+        )
     return difference
 
 

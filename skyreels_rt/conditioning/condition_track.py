@@ -94,8 +94,9 @@ class ConditionTrack:
         The portrait; with a source video and no portrait, the source's first frame is used.
     source : SourceTrack, optional
         Source video with its edit mask.
-    continues : bool
-        The model takes emitted latents as known frames.
+    references_every_frame : bool
+        ``reference_mode="all_frames"``: the portrait's latents stand wherever nothing is given, and
+        emitted latents are given as known frames.
 
     Raises
     ------
@@ -113,7 +114,7 @@ class ConditionTrack:
         width: int,
         reference_latents: Tensor | None,
         source: SourceTrack | None,
-        continues: bool,
+        references_every_frame: bool,
     ) -> None:
         if source is not None and (config.mask_channels == 0 or timeline.primed):
             raise InvalidArgument(
@@ -127,14 +128,14 @@ class ConditionTrack:
         self._size = (height // vae.spatial_stride, width // vae.spatial_stride)
         self._reference = reference_latents
         self._source = source
-        self._continues = continues and config.mask_channels > 0
+        self._references_every_frame = references_every_frame
+        self._continues = references_every_frame and config.mask_channels > 0
         self._cache: VAECache | None = None
         self._first = 0  # latent index of the first entry of the two lists below
         self._latents: list[Tensor] = []
         self._masks: list[Tensor] = []
         self._num_encoded = 0
         self._frames: list[tuple[NDArray[np.uint8], NDArray[np.float32]]] = []
-        self._first_frame = 0  # index of the first entry of _frames
         self.num_source_frames: int | None = None
         """Frames of the source video, once its end was reached."""
 
@@ -216,7 +217,7 @@ class ConditionTrack:
         rest = count - len(frames)
         frames = np.concatenate([frames, np.repeat(frames[-1:], rest, axis=0)])
         alpha = np.concatenate([alpha, np.repeat(alpha[-1:], rest, axis=0)])
-        if self._reference is None:
+        if self._reference is None and self._references_every_frame:
             self._reference = encode_portrait(frames[0], self._vae)
         video = to_video_tensor(frames, self._vae)
         # The region to be generated is blanked, so that no trace of the old mouth is encoded.

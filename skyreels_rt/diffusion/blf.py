@@ -84,6 +84,12 @@ def num_kept_latents(window: int, overlap: int) -> int:
     return max(overlap, window - 1)
 
 
+def full_group_stop(emitted: int, *, window: int, overlap: int, horizon: int) -> int:
+    """Where the group after ``emitted`` latents stops if it is full; see :func:`plan_group`."""
+    hop = window - overlap
+    return emitted + horizon * hop if emitted else window + (horizon - 1) * hop
+
+
 def plan_group(
     emitted: int, available: int, ended: bool, *, window: int, overlap: int, horizon: int
 ) -> Group | None:
@@ -119,7 +125,7 @@ def plan_group(
     _check_plan(emitted, available, window, overlap, horizon)
     hop = window - overlap
     start = max(0, emitted - overlap)
-    full = emitted + horizon * hop if emitted else window + (horizon - 1) * hop
+    full = full_group_stop(emitted, window=window, overlap=overlap, horizon=horizon)
     if available < full and (not ended or available == emitted):
         return None
     stop = min(full, available)

@@ -98,7 +98,7 @@ class WindowPredictor:
         self._channels = channels
         self._tokens = {True: tokens, False: silent_tokens}
         self._slot = slot
-        self._contexts: dict[tuple[Window, GuidancePass], ContextCache] = {}
+        self._audio: dict[tuple[Window, bool], tuple[KeysValues, ...]] = {}
         self._rope: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __call__(self, window: Window, latents: Tensor, step: int, timestep: float) -> Tensor:
@@ -128,25 +128,22 @@ class WindowPredictor:
         return torch.cat([frames, self._slot.channels[:, : frames.shape[1]]])
 
     def _context(self, window: Window, guidance_pass: GuidancePass) -> ContextCache:
-        key = (window, guidance_pass)
-        if key not in self._contexts:
-            prompt = self._prompt.positive if guidance_pass.text else self._prompt.negative
-            self._contexts[key] = ContextCache(
-                prompt,
-                self._prompt.image,
-                self._audio_context(window, with_audio=guidance_pass.audio),
-            )
-        return self._contexts[key]
-
-    def _audio_context(self, window: Window, *, with_audio: bool) -> tuple[KeysValues, ...] | None:
-        tokens = self._tokens[with_audio]
+        prompt = self._prompt.positive if guidance_pass.text else self._prompt.negative
+        tokens = self._tokens[guidance_pass.audio]
         if tokens is None:
-            return None
-        tokens = tokens[window.start - self._group.start : window.stop - self._group.start]
-        if self._slot is not None:
-            leading = self._slot.silent_tokens
-            if with_audio:
-                leading = self._slot.tokens[self._group.windows.index(window)]
-            assert leading is not None
-            tokens = torch.cat([leading, tokens])
-        return self._transformer.audio_context(tokens.unsqueeze(0))
+            return ContextCache(prompt, self._prompt.image)
+        key = (window, guidance_pass.audio)
+        if key not in self._audio:
+            first = self._group.start
+            heard = tokens[window.start - first : window.stop - first]
+            if self._slot is not None:
+                heard = torch.cat([self._slot_tokens(window, guidance_pass), heard])
+            self._audio[key] = self._transformer.audio_context(heard.unsqueeze(0))
+        return ContextCache(prompt, self._prompt.image, self._audio[key])
+
+    def _slot_tokens(self, window: Window, guidance_pass: GuidancePass) -> Tensor:
+        assert self._slot is not None
+        if guidance_pass.audio:
+            return self._slot.tokens[self._group.windows.index(window)]
+        assert self._slot.silent_tokens is not None
+        return self._slot.silent_tokens

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -195,8 +196,22 @@ class SkyReelsTransformer(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of the weights and of the arithmetic."""
+        """Type of the tokens and of all weights but the time path's."""
         return self.patch_embedding.weight.dtype
+
+    def to_compute_dtype(self, dtype: torch.dtype) -> Self:
+        """Cast the weights to ``dtype``, but keep the time path in float32, as Wan does.
+
+        Time embedding and modulation scale every token of every block; they run once per step, and
+        their rounding in a low precision is a systematic error.
+        """
+        self.to(dtype)
+        self.time_embedding.float()
+        self.time_projection.float()
+        for name, parameter in self.named_parameters():
+            if name.endswith("modulation"):
+                parameter.data = parameter.data.float()
+        return self
 
     @property
     def device(self) -> torch.device:
@@ -284,8 +299,8 @@ class SkyReelsTransformer(nn.Module):
         if rope is None:
             rope = self.rope(frames, height, width)
         x_BLD = self._embed_patches(latents_BCFHW.to(self.dtype))
-        time = sinusoid(timestep.to(self.device), self.config.freq_dim).to(self.dtype)
-        time_BD = self.time_embedding(time)
+        time = sinusoid(timestep.to(self.device), self.config.freq_dim)
+        time_BD = self.time_embedding(time.to(next(self.time_embedding.parameters()).dtype))
         modulation = self.time_projection(time_BD).float().unflatten(-1, (6, -1))
         for index, block in enumerate(self.blocks):
             x_BLD = block(x_BLD, modulation, rope, context, index)

@@ -12,8 +12,9 @@ normalised to about zero mean and unit variance.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from math import prod
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -123,10 +124,17 @@ class VideoVAE(nn.Module, ABC):
     ) -> None:
         super().__init__()
         self.latent_channels = latent_channels
-        for name, values in (("latents_mean", latents_mean), ("latents_std", latents_std)):
+        self._statistics = {"latents_mean": latents_mean, "latents_std": latents_std}
+        for name, values in self._statistics.items():
             # On the CPU even when built under the meta device: no checkpoint will fill them in.
-            column = torch.tensor(values, dtype=torch.float32, device="cpu").view(1, -1, 1, 1, 1)
-            self.register_buffer(name, column, persistent=False)
+            self.register_buffer(name, _column(values, torch.device("cpu")), persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move or cast the module; the statistics follow to the device and stay float32."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, values in self._statistics.items():
+            setattr(self, name, _column(values, getattr(self, name).device))
+        return self
 
     @abstractmethod
     def encoder_cache_shapes(self, height: int, width: int) -> tuple[CacheShape, ...]:
@@ -177,7 +185,8 @@ class VideoVAE(nn.Module, ABC):
         _check_cache(cache, self.encoder_cache_shapes(height, width), frames.shape[0])
         caches = StepCaches(cache)
         raw = self._encode_raw(_channels_last(frames, self.dtype), caches)
-        return (raw - self.latents_mean) / self.latents_std, caches.finish()
+        latents = (raw.float() - self.latents_mean) / self.latents_std
+        return latents.to(self.dtype), caches.finish()
 
     def decode_step(
         self, latents: Tensor, cache: VAECache | None = None, *, clamp: bool = True
@@ -210,8 +219,8 @@ class VideoVAE(nn.Module, ABC):
         height, width = (self.spatial_stride * size for size in latents.shape[-2:])
         _check_cache(cache, self.decoder_cache_shapes(height, width), latents.shape[0])
         caches = StepCaches(cache)
-        raw = _channels_last(latents, self.dtype) * self.latents_std + self.latents_mean
-        frames = self._decode_raw(raw, caches)
+        raw = latents.float() * self.latents_std + self.latents_mean
+        frames = self._decode_raw(_channels_last(raw, self.dtype), caches)
         return (frames.clamp(-1.0, 1.0) if clamp else frames), caches.finish()
 
     def encode(self, frames: Tensor) -> Tensor:
@@ -317,6 +326,11 @@ class VideoVAE(nn.Module, ABC):
                 expected=f"shape (B, {self.latent_channels}, n, h, w) with n {count}",
                 got=tuple(latents.shape),
             )
+
+
+def _column(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Statistics as a tensor (1, C, 1, 1, 1), float32; meta where the module is."""
+    return torch.tensor(values, dtype=torch.float32, device=device).view(1, -1, 1, 1, 1)
 
 
 def _channels_last(x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -23,7 +23,7 @@ class MemoryEstimate:
     Attributes
     ----------
     weights : int
-        Parameters of all components.
+        Transformer and VAE; the encoders run before and may be elsewhere.
     timeline : int
         State of one group: latents, velocities, condition channels, audio keys and values.
     vae_cache : int

@@ -116,7 +116,8 @@ def tiny_components(
     device = device or torch.device("cpu")
     plan = plan or KernelPlan.choose(device, dtype)
     transformer, vae, text, whisper = _modules(tiny, plan)
-    for module in (transformer, vae, text):
+    transformer.to(device).to_compute_dtype(dtype)
+    for module in (vae, text):
         module.to(device, dtype)
     audio = None
     if tiny.transformer.audio is not None:

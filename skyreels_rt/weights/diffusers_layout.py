@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from skyreels_rt.config import TransformerConfig
-from skyreels_rt.errors import InvalidArgument, ModelError
+from skyreels_rt.config import TransformerConfig, config_from_dict
+from skyreels_rt.errors import ModelError
 
 REQUIRED_VALUES: dict[str, object] = {
     "cross_attn_norm": True,
@@ -13,6 +13,12 @@ REQUIRED_VALUES: dict[str, object] = {
     "pos_embed_seq_len": None,
 }
 """Keys of diffusers' config for which the Wan2.1 family has one value only."""
+
+_SAME = (
+    "patch_size", "in_channels", "out_channels", "ffn_dim", "num_layers", "freq_dim", "text_dim",
+    "image_dim", "eps",
+)  # fmt: skip
+_USED = ("num_attention_heads", "attention_head_dim", *(k for k in _SAME if k != "image_dim"))
 
 
 def transformer_config_from_diffusers(data: dict[str, Any], *, where: str) -> TransformerConfig:
@@ -42,21 +48,13 @@ def transformer_config_from_diffusers(data: dict[str, Any], *, where: str) -> Tr
                 stage="load",
                 hint="Only the Wan2.1 family is supported.",
             )
-    try:
-        return TransformerConfig(
-            patch_size=tuple(data["patch_size"]),
-            in_channels=data["in_channels"],
-            out_channels=data["out_channels"],
-            dim=data["num_attention_heads"] * data["attention_head_dim"],
-            ffn_dim=data["ffn_dim"],
-            num_heads=data["num_attention_heads"],
-            num_layers=data["num_layers"],
-            freq_dim=data["freq_dim"],
-            text_dim=data["text_dim"],
-            image_dim=data.get("image_dim"),
-            eps=data["eps"],
-        )
-    except KeyError as error:
-        raise ModelError(f"{where}: key {error} is missing.", stage="load") from error
-    except InvalidArgument as error:
-        raise ModelError(f"{where}: {error}", stage="load") from error
+    missing = [key for key in _USED if key not in data]
+    if missing:
+        raise ModelError(f"{where}: {', '.join(missing)} missing.", stage="load")
+    for key in ("num_attention_heads", "attention_head_dim"):
+        if type(data[key]) is not int:
+            raise ModelError(f"{where}: {key}: expected an integer, got {data[key]!r}.")
+    ours = {name: data[name] for name in _SAME if name in data}
+    ours["num_heads"] = data["num_attention_heads"]
+    ours["dim"] = data["num_attention_heads"] * data["attention_head_dim"]
+    return config_from_dict(TransformerConfig, ours, where=where)

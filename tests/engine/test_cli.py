@@ -203,6 +203,20 @@ def test_wrong_numbers_are_refused_by_name(model, inputs, flag, value, named):
     assert named in result.output
 
 
+def test_report_that_cannot_be_written_stops_before_the_work(model, inputs):
+    result, files = run(model, inputs, json=inputs / "nowhere" / "report.json")
+    assert_refused(result, files)
+    assert "nowhere" in result.output
+
+
+def test_names_are_printed_as_they_are(model, inputs):
+    result, files = run(model, inputs, output=inputs / "out" / "a[bold]b.mp4")
+    assert result.exit_code == 0
+    assert files == ["a[bold]b.mp4"]
+    assert "a[bold]b.mp4" in result.output
+    assert "[face] extra" in CliRunner().invoke(app, ["doctor"]).output
+
+
 def test_output_folder_that_does_not_exist(model, inputs):
     result, files = run(model, inputs, output=inputs / "nowhere" / "x.mp4")
     assert_refused(result, files)

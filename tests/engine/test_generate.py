@@ -213,12 +213,18 @@ def test_prompt_alone_is_enough(engine):
     assert len(frames(engine, speech(0.5), image=None, prompt="a person is talking")) == 13
 
 
-@pytest.mark.parametrize("mode", ["leading_slot", "none"])
-def test_other_reference_modes(mode):
-    engine = engine_of(SMALL.with_generation(reference_mode=mode))
+def test_leading_slot_starts_every_window_from_the_portrait():
+    engine = engine_of(SMALL.with_generation(reference_mode="leading_slot"))
     made = [digest(frames(engine, speech(1.3), image=portrait(s), horizon=1)) for s in (1, 2)]
-    assert (made[0] != made[1]) == (mode == "leading_slot")
+    assert made[0] != made[1]
     assert len(frames(engine, speech(1.3))) == 33
+
+
+def test_model_without_reference_refuses_a_portrait():
+    engine = engine_of(SMALL.with_generation(reference_mode="none"))
+    with pytest.raises(errors.InvalidArgument, match="image"):
+        frames(engine, speech(0.5))
+    assert len(frames(engine, speech(1.3), image=None, prompt="hello")) == 33
 
 
 @pytest.mark.parametrize("channels", [16, 32, 33])
@@ -280,7 +286,25 @@ def test_progress_reaches_the_end(engine):
     seen = []
     frames(engine, speech(1.0), on_progress=seen.append, num_steps=3)
     assert [p.done for p in seen if p.stage == "denoise"][:3] == [1, 2, 3]
+    assert {p.total for p in seen if p.stage == "decode"} == {25}
     assert seen[-1].frames == seen[-1].total == 25
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("sample_rate", "16000"), ("sample_rate", 16000.5), ("cancel", True), ("on_progress", 3),
+        ("prompt", b"x"), ("num_steps", 2.0), ("num_steps", True), ("shift", "5"), ("colour", 1),
+    ],
+)  # fmt: skip
+def test_wrong_kinds_are_refused_by_name(engine, option, value):
+    with pytest.raises(errors.InvalidArgument, match=option):
+        frames(engine, speech(0.5), **{option: value})
+
+
+def test_video_without_a_usable_frame(engine):
+    with pytest.raises(errors.SkyReelsError):
+        frames(engine, speech(0.5), video=np.zeros((0, 32, 48, 3), np.uint8), edit_mask=edit_mask())
 
 
 def test_infinite_weights_never_reach_the_frames():
@@ -318,3 +342,6 @@ def test_estimate_counts_every_owner(engine):
     assert long.total >= short.total > long.weights > 0
     assert engine.estimate(6000.0).total == engine.estimate(600.0).total
     assert "qk_norm_rope" in engine.describe()
+    for seconds in (0.0, -1.0, float("nan")):
+        with pytest.raises(errors.InvalidArgument, match="seconds"):
+            engine.estimate(seconds)

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import skyreels_rt as rt
 from skyreels_rt import errors
 from skyreels_rt.config import ByteTextConfig, GenerationConfig, config_from_dict
 from skyreels_rt.testing.tiny import TinyModel, tiny_components, write_tiny_model
+from skyreels_rt.weights.diffusers_layout import transformer_config_from_diffusers
 
 SMALL = TinyModel().with_generation(height=32, width=32, window=5, overlap=2, num_steps=1)
 SPEECH = 0.1 * np.random.default_rng(0).standard_normal(12_000).astype(np.float32)
@@ -92,6 +94,44 @@ def test_only_pickles_are_refused_with_the_way_out(folder):
         rt.Engine.from_pretrained(folder)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_folder_runs_in_every_cpu_dtype(folder, dtype):
+    engine = rt.Engine.from_pretrained(folder, dtype=dtype)
+    image = np.random.default_rng(1).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    video = engine.generate(SPEECH, image=image, prompt="hello", sample_rate=16_000)
+    assert video.num_frames == 19
+
+
+def test_components_that_do_not_belong_together(folder):
+    write_tiny_model(folder.parent / "other", replace(SMALL, text=ByteTextConfig(dim=32)))
+    import shutil
+
+    shutil.rmtree(folder / "text_encoder")
+    shutil.copytree(folder.parent / "other" / "text_encoder", folder / "text_encoder")
+    with pytest.raises(errors.ModelError, match="text encoder width is 32"):
+        rt.Engine.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"in_channels": "36"}, {"patch_size": 5}, {"patch_size": [1, 2]}, {"patch_size": [2, 2, 2]},
+        {"patch_size": [1, 2, 4]}, {"num_layers": 1.5}, {"eps": "x"}, {"num_attention_heads": None},
+        {"qk_norm": "layer_norm"}, {"ffn_dim": ...},
+    ],
+)  # fmt: skip
+def test_unusable_diffusers_config(changes):
+    data = {
+        "patch_size": [1, 2, 2], "num_attention_heads": 2, "attention_head_dim": 32,
+        "in_channels": 16, "out_channels": 16, "text_dim": 32, "freq_dim": 32, "ffn_dim": 64,
+        "num_layers": 1, "eps": 1e-6, "qk_norm": "rms_norm_across_heads", "cross_attn_norm": True,
+    }  # fmt: skip
+    assert transformer_config_from_diffusers(data, where="t").dim == 64
+    data = {k: v for k, v in (data | changes).items() if v is not ...}
+    with pytest.raises(errors.ModelError, match=next(iter(changes))):
+        transformer_config_from_diffusers(data, where="t")
+
+
 def test_config_reader_keeps_types():
     config = config_from_dict(GenerationConfig, {"shift": 3, "_diffusers": "x"}, where="t")
     assert config.shift == 3.0
@@ -103,8 +143,6 @@ def test_config_reader_keeps_types():
 
 def test_wan_vae_and_clip_free_model_runs():
     """The native family with Wan's own VAE instead of the tiny one."""
-    from dataclasses import replace
-
     from skyreels_rt.config import WanVAEConfig
     from skyreels_rt.models.wan_vae import WanVAE
     from skyreels_rt.testing.tiny import randomise

@@ -37,7 +37,8 @@ OPTIONS = {
 
 GENERATE_FLAGS = {
     "--audio", "--output", "--model", "--image", "--video", "--edit-mask", "--prompt",
-    "--negative-prompt", "--steps", "--text-guidance-scale", "--audio-guidance-scale", "--solver",
+    "--negative-prompt", "--steps",
+    "--guidance-form", "--text-guidance-scale", "--audio-guidance-scale", "--solver",
     "--shift", "--height", "--width", "--horizon", "--seed", "--device", "--dtype", "--kernels",
     "--json",
 }  # fmt: skip

@@ -1,0 +1,70 @@
+"""The speech as it came, held until the frames it belongs to are delivered."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from skyreels_rt.errors import InvalidArgument
+
+
+class SpeechTail:
+    """Samples of a stream by video frame; drops what was taken.
+
+    Parameters
+    ----------
+    fps : int
+        Frames per second of the video.
+    """
+
+    def __init__(self, fps: int) -> None:
+        self._fps = fps
+        self.sample_rate: int | None = None
+        """Samples per second; None before the first push."""
+        self.num_samples = 0
+        """Samples pushed so far."""
+        self._blocks: list[NDArray[np.float32]] = []
+        self._first_sample = 0
+
+    def push(self, block: NDArray[np.float32], sample_rate: int) -> None:
+        """Add samples (S, channels) that passed :meth:`require_fit`."""
+        self.sample_rate = sample_rate
+        self._blocks.append(block.copy())
+        self.num_samples += len(block)
+
+    def require_fit(self, block: NDArray[np.float32], sample_rate: int) -> None:
+        """Raise unless the samples can follow the ones held.
+
+        Raises
+        ------
+        InvalidArgument
+            The rate is no positive integer, or rate or channels changed.
+        """
+        if not isinstance(sample_rate, int) or sample_rate <= 0:
+            raise InvalidArgument("sample_rate", expected="a positive integer", got=sample_rate)
+        if self.sample_rate not in (None, sample_rate):
+            raise InvalidArgument("sample_rate", expected=str(self.sample_rate), got=sample_rate)
+        if self._blocks and block.shape[1] != self._blocks[0].shape[1]:
+            raise InvalidArgument(
+                "pcm", expected=f"{self._blocks[0].shape[1]} channels", got=block.shape[1]
+            )
+
+    @property
+    def num_frames(self) -> int:
+        """Frames that cover the speech; the last may be covered in part."""
+        return -(-self.num_samples * self._fps // self.sample_rate) if self.sample_rate else 0
+
+    @property
+    def num_whole_frames(self) -> int:
+        """Frames whose sound has arrived in full."""
+        return self.num_samples * self._fps // self.sample_rate if self.sample_rate else 0
+
+    def take(self, stop_frame: int) -> NDArray[np.float32]:
+        """Remove and return the samples (S, channels) up to the end of frame ``stop_frame - 1``."""
+        assert self.sample_rate is not None
+        stop = min(stop_frame * self.sample_rate // self._fps, self.num_samples)
+        held = np.concatenate(self._blocks) if len(self._blocks) > 1 else self._blocks[0]
+        count = stop - self._first_sample
+        self._blocks = [held[count:]]
+        self._first_sample = stop
+        return held[:count].copy()
