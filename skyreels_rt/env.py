@@ -5,7 +5,7 @@ silent default. (The variables of the *build* are read by ``setup.py`` and liste
 
 ============================ ============ =====================================================
 ``SKYREELS_RT_NATIVE``       auto, off    ``off`` ignores the compiled libraries: every operator
-                                          runs its reference (or Triton) implementation.
+                                          runs its reference implementation.
 ============================ ============ =====================================================
 """
 

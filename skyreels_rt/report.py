@@ -1,4 +1,4 @@
-"""The one report format of ``generate``, ``bench`` and ``eval`` (docs/benchmarks.md)."""
+"""The one report format of ``generate`` and ``bench`` (docs/benchmarks.md)."""
 
 from __future__ import annotations
 

@@ -12,27 +12,36 @@ import skyreels_rt as rt
 from skyreels_rt.conditioning.edit_mask import resolve_edit_mask
 from skyreels_rt.conditioning.face import FaceFinder, face_available
 from skyreels_rt.conditioning.portrait import cover_crop
+from skyreels_rt.diffusion.blf import plan_group
 from skyreels_rt.errors import FaceNotFound
 from skyreels_rt.media.video_file import open_video
+from skyreels_rt.types import Timeline
 
 MAX_RSS_MIB = 2.5 * 1024
 needs_face = pytest.mark.skipif(not face_available(), reason="needs the [face] extra")
 
 
+JFK, STEREO = "speech/jfk_16k_11s.wav", "speech/speech_44k_stereo.wav"
+TALKING = "video/talking_458_25fps_15s.mp4"
+
+
 @pytest.mark.parametrize(
-    ("portrait", "speech", "num_frames", "rate", "channels"),
+    ("flag", "source", "speech", "num_frames", "rate", "channels"),
     [
-        ("girl_1024.png", "jfk_16k_11s.wav", 275, 16_000, 1),
-        ("blogger.jpg", "speech_44k_stereo.wav", 268, 44_100, 2),
+        ("--image", "portraits/girl_1024.png", JFK, 275, 16_000, 1),
+        ("--image", "portraits/blogger.jpg", STEREO, 268, 44_100, 2),
+        pytest.param("--video", TALKING, JFK, 275, 16_000, 1, marks=needs_face),
     ],
 )
-def test_portrait_talks(shared_data, tmp_path, portrait, speech, num_frames, rate, channels):
+def test_command_line(shared_data, tmp_path, flag, source, speech, num_frames, rate, channels):
     target, report = tmp_path / "out.mp4", tmp_path / "out.json"
     command = [
         sys.executable, "-P", "-m", "skyreels_rt", "generate", "--model", "tiny-random",
-        "--image", str(shared_data / "portraits" / portrait),
-        "--audio", str(shared_data / "speech" / speech), "-o", str(target), "--json", str(report),
+        flag, str(shared_data / source), "--audio", str(shared_data / speech),
+        "-o", str(target), "--json", str(report),
     ]  # fmt: skip
+    if flag == "--video":
+        command += ["--edit-mask", "mouth"]
     subprocess.run(command, check=True, cwd=tmp_path)
     with av.open(str(target), format="mp4") as container:
         video, audio = container.streams.video[0], container.streams.audio[0]
@@ -45,8 +54,13 @@ def test_portrait_talks(shared_data, tmp_path, portrait, speech, num_frames, rat
     assert rows["generate.frames"] == num_frames
     assert rows["generate.peak_rss"] <= MAX_RSS_MIB
     settings = data["details"]["settings"]
-    assert settings["horizon"] >= 4, "the job should be one group of several BLF windows"
-    assert (num_frames + 3) // 4 > settings["window"]
+    group = plan_group(
+        0,
+        Timeline().num_latents(num_frames),
+        True,
+        **{key: settings[key] for key in ("window", "overlap", "horizon")},
+    )
+    assert len(group.windows) >= 3
 
 
 @needs_face

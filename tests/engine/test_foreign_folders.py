@@ -114,3 +114,13 @@ def test_a_portrait_is_needed_where_every_window_starts_from_it(folder):
     speech = np.zeros(8_000, dtype=np.float32)
     with pytest.raises(rt.SkyReelsError, match="image"):
         engine.generate(speech, sample_rate=16_000, prompt="a man speaks")
+
+
+@pytest.mark.peer
+def test_the_session_hands_image_tokens_on(folder, monkeypatch):
+    engine = rt.Engine.from_pretrained(folder)
+    options = {"sample_rate": 16_000, "image": np.zeros((32, 32, 3), np.uint8), "prompt": "a man"}
+    base = engine.generate(np.zeros(8_000, np.float32), **options).frames
+    encode = engine.components.image_encoder.encode
+    monkeypatch.setattr(engine.components.image_encoder, "encode", lambda image: -encode(image))
+    assert (engine.generate(np.zeros(8_000, np.float32), **options).frames != base).any()

@@ -1,7 +1,10 @@
 """The whole path on a small random model: determinism, conditions, causality, limits."""
 
 import hashlib
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -57,6 +60,21 @@ def test_three_runs_give_the_same_bytes(engine):
     audio = speech(1.7)
     assert len({digest(frames(engine, audio, seed=5)) for _ in range(3)}) == 1
     assert digest(frames(engine, audio, seed=6)) != digest(frames(engine, audio, seed=5))
+
+
+def test_a_fresh_process_gives_the_same_bytes(engine):
+    code = f"""
+import hashlib, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import torch
+torch.set_num_threads({torch.get_num_threads()})
+from test_generate import engine_of, frames, speech
+print(hashlib.sha256(frames(engine_of(), speech(0.9)).tobytes()).hexdigest())
+"""
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split()[-1] == digest(frames(engine, speech(0.9)))
 
 
 @pytest.mark.parametrize("samples", [1_600, 16_000, 17_001, 30_720])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import io
+import os
 import subprocess
 import sys
 import textwrap
@@ -73,22 +75,57 @@ raise SystemExit(f"opened {others}" if others else 0)
 """
 
 
+class OpenWatch:
+    """Says whether a file was opened since the last question, by whatever code (Linux inotify).
+
+    Python's audit hook does not see what FFmpeg opens in C.
+    """
+
+    IN_OPEN = 0x20
+
+    def __init__(self, path: Path) -> None:
+        self._libc = ctypes.CDLL(None, use_errno=True)
+        self._queue = self._libc.inotify_init1(os.O_NONBLOCK)
+        assert self._libc.inotify_add_watch(self._queue, os.fsencode(path), self.IN_OPEN) >= 0
+
+    def opened(self) -> bool:
+        try:
+            return bool(os.read(self._queue, 4096))
+        except BlockingIOError:
+            return False
+
+    def close(self) -> None:
+        os.close(self._queue)
+
+
+@pytest.fixture
+def watched_decoy(tmp_path):
+    if not sys.platform.startswith("linux"):
+        pytest.skip("inotify is Linux's")
+    decoy = ones(tmp_path / "decoy.wav")
+    watch = OpenWatch(decoy)
+    yield decoy, watch
+    watch.close()
+
+
 def ones(path: Path) -> Path:
     soundfile.write(path, np.full(16_000, 0.5), 16_000)
     return path
 
 
-def test_the_decoy_would_be_followed_without_our_care(tmp_path):
-    # The control: FFmpeg itself, left to guess, reads the other file.
-    decoy = ones(tmp_path / "decoy.wav")
+def test_the_decoy_would_be_followed_without_our_care(tmp_path, watched_decoy):
+    # The control: FFmpeg itself, left to guess, reads the other file, and the watch sees it.
+    decoy, watch = watched_decoy
+    assert not watch.opened()
     (tmp_path / "a.wav").write_text(SCRIPTS["ffconcat"].format(decoy=decoy.name))
     with av.open(str(tmp_path / "a.wav")) as container:
         assert sum(frame.samples for frame in container.decode(audio=0)) == 16_000
+    assert watch.opened()
 
 
 @pytest.mark.parametrize("script", sorted(SCRIPTS))
-def test_disguised_scripts_are_refused(tmp_path, script):
-    decoy = ones(tmp_path / "decoy.wav")
+def test_disguised_scripts_are_refused_and_open_no_other_file(tmp_path, script, watched_decoy):
+    decoy, watch = watched_decoy
     for suffix in (".wav", ".mp4", ".mp3", ".png"):
         for named in (decoy.name, str(decoy)):
             path = tmp_path / f"a{suffix}"
@@ -100,6 +137,7 @@ def test_disguised_scripts_are_refused(tmp_path, script):
             ):
                 with pytest.raises(SkyReelsError):
                     read()
+    assert not watch.opened()
 
 
 def test_no_other_file_and_no_socket_is_opened(tmp_path):

@@ -188,6 +188,24 @@ def test_audio_block_equals_naive_loop():
     assert (actual - expected).abs().max() <= NAIVE_MAX * expected.abs().max()
 
 
+def test_audio_is_added_after_text_without_a_gate():
+    model = tiny_components().transformer
+    block, config = model.blocks[1], model.config
+    for part in block.ffn[2].parameters():
+        part.zero_()
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 12, config.dim, generator=generator)
+    modulation = torch.randn(1, 6, config.dim, generator=generator)
+    context = tiny_context(model, frames=3)
+    rope = model.rope(3, 4, 4)
+    with torch.inference_mode():
+        deaf = block(x.clone(), modulation, rope, ContextCache(context.text), 1)
+        made = block(x.clone(), modulation, rope, context, 1)
+        heard = block.audio_cross_attn(block.norm_x(deaf), context.audio[1])
+    assert heard.abs().max() > 0.1
+    torch.testing.assert_close(made, deaf + heard)
+
+
 @pytest.mark.parametrize("primed", [False, True])
 def test_packer_equals_naive_loop(primed):
     config = AudioAdapterConfig(

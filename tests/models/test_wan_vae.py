@@ -10,7 +10,7 @@ from skyreels_rt.errors import InvalidArgument
 from skyreels_rt.models.vae import VAECache
 from skyreels_rt.models.wan_vae import WanVAE
 
-# fp32 parity (DESIGN.md, "Models"): two orders of summation over 33 convolutions; measured 1e-6
+# fp32 parity: two orders of summation over 33 convolutions; measured 1e-6
 # and 1.4e-7 of the output's largest value.
 MAX_ERROR, MEAN_ERROR = 1e-4, 1e-5
 

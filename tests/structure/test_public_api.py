@@ -1,9 +1,12 @@
 """The public surface, frozen: a change here is a change for users and belongs in CHANGELOG.md."""
 
+import dataclasses
 import inspect
 
+import pytest
+
 import skyreels_rt as rt
-from skyreels_rt import cli, env, errors
+from skyreels_rt import cli, env, errors, kernels
 from skyreels_rt.options import GenerateOptions
 
 NAMES = [
@@ -89,4 +92,29 @@ def test_errors():
 
 
 def test_environment_variables():
-    assert len(env.VARIABLES) <= 6
+    assert env.VARIABLES == {"SKYREELS_RT_NATIVE": ("auto", "off")}
+
+
+MEMBERS = {
+    "FrameChunk": ["audio", "frames", "index", "pts", "sample_rate"],
+    "GenerationSummary": [
+        "fps", "num_frames", "rtf", "seconds", "seed", "settings", "stage_seconds",
+    ],
+    "MemoryEstimate": ["activations", "timeline", "total", "vae_cache", "weights"],
+    "Progress": ["done", "frames", "stage", "total"],
+    "Video": ["audio", "duration", "fps", "frames", "num_frames", "sample_rate", "save"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(MEMBERS))
+def test_members(name):
+    cls = getattr(rt, name)
+    found = {field.name for field in dataclasses.fields(cls)}
+    found |= {member for member in vars(cls) if not member.startswith("_")}
+    assert sorted(found) == MEMBERS[name]
+
+
+def test_kernel_names():
+    assert sorted(kernels.__all__) == [
+        "Impl", "KernelPlan", "audio_cross_attention", "frames_to_uint8", "qk_norm_rope",
+    ]  # fmt: skip

@@ -150,35 +150,45 @@ def test_every_public_name_is_documented_and_typed():
 
 
 FORBIDDEN_IMPORTS = {
-    "pickle",
-    "dill",
-    "cloudpickle",
-    "marshal",
-    "shelve",
-    "urllib",
-    "requests",
-    "socket",
-}
+    "pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve",
+    "multiprocessing", "urllib", "http", "ftplib", "requests", "socket", "builtins",
+}  # fmt: skip
 FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__"}
+FORBIDDEN_METHODS = {("torch", "load"), ("os", "system"), ("os", "popen"), ("os", "fork")}
 
 
 def unsafe(tree):
+    """What in a module could run foreign code, open a pickle or reach the network."""
     for target in imported_modules(tree):
         if target.split(".")[0] in FORBIDDEN_IMPORTS:
             yield f"import {target}"
     for node in ast.walk(tree):
-        if not isinstance(node, ast.Call):
-            continue
-        if isinstance(node.func, ast.Name) and node.func.id in FORBIDDEN_CALLS:
-            yield f"{node.func.id}()"
-        if isinstance(node.func, ast.Attribute):
-            owner = node.func.value.id if isinstance(node.func.value, ast.Name) else ""
-            if (owner, node.func.attr) in {("torch", "load"), ("os", "system"), ("os", "popen")}:
-                yield f"{owner}.{node.func.attr}()"
-        for keyword in node.keywords:
-            is_true = isinstance(keyword.value, ast.Constant) and keyword.value.value is True
-            if keyword.arg in ("shell", "allow_pickle", "trust_remote_code") and is_true:
-                yield f"{keyword.arg}=True"
+        if isinstance(node, ast.ImportFrom):
+            pairs = {(node.module, alias.name) for alias in node.names}
+            yield from (f"from {a} import {b}" for a, b in pairs & FORBIDDEN_METHODS)
+        if isinstance(node, ast.Import):
+            yield from (f"{a.name} as {a.asname}" for a in node.names
+                        if a.asname and a.name in ("torch", "os"))  # fmt: skip
+        if isinstance(node, ast.Call):
+            yield from unsafe_call(node)
+
+
+def unsafe_call(node):
+    if isinstance(node.func, ast.Name) and node.func.id in FORBIDDEN_CALLS:
+        yield f"{node.func.id}()"
+    if isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Name):
+        owner, method = node.func.value.id, node.func.attr
+        is_launch = owner == "os" and method.startswith(("exec", "spawn", "posix_spawn"))
+        if (owner, method) in FORBIDDEN_METHODS or is_launch:
+            yield f"{owner}.{method}()"
+    name = node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
+    named = [str(a.value) for a in node.args[:1] if isinstance(a, ast.Constant)]
+    if name == "import_module" and named and named[0].split(".")[0] in FORBIDDEN_IMPORTS:
+        yield f"import_module({named[0]!r})"
+    for keyword in node.keywords:
+        is_true = isinstance(keyword.value, ast.Constant) and keyword.value.value is True
+        if keyword.arg in ("shell", "allow_pickle", "trust_remote_code") and is_true:
+            yield f"{keyword.arg}=True"
 
 
 def test_nothing_unsafe_in_the_package():
@@ -195,6 +205,8 @@ def test_nothing_unsafe_in_the_package():
     [
         "import pickle", "from pickle import loads", "torch.load(f)", "eval(s)", "exec(s)",
         "subprocess.run(s, shell=True)", "np.load(f, allow_pickle=True)", "os.system(s)",
+        "from torch import load", "import torch as t", "import_module('pickle')", "import _pickle",
+        "importlib.import_module('joblib')", "os.execv(p, a)", "import builtins",
     ],
 )  # fmt: skip
 def test_safety_check_rejects(line):
