@@ -128,8 +128,8 @@ def test_a_job_equals_the_naive_loop(kind):
         options |= {"video": source, "edit_mask": edited}
     made = rt.Engine(parts).generate(
         audio, sample_rate=16_000, prompt="a man", negative_prompt="blur", seed=SEED,
-        num_steps=STEPS, shift=SHIFT, text_guidance_scale=S_TEXT, audio_guidance_scale=S_AUDIO, horizon=HORIZON,
-        solver="euler", **options,
+        num_steps=STEPS, shift=SHIFT, text_guidance_scale=S_TEXT, audio_guidance_scale=S_AUDIO,
+        horizon=HORIZON, solver="euler", **options,
     ).frames  # fmt: skip
     with torch.inference_mode():
         face = source[0] if kind == "edit" else cover_crop(image, 32, 48)
