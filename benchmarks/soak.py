@@ -74,7 +74,7 @@ def main() -> None:
         Row("soak.rtf_10_minutes", ten["generate.rtf"], "compute s / media s"),
     ]
     plan = KernelPlan.choose("cpu", torch.float32).to_json()
-    Report("python benchmarks/soak.py", "cpu", torch.get_num_threads(), plan, rows).write(target)
+    Report("make soak", "cpu", torch.get_num_threads(), plan, rows).write(target)
     for row in rows:
         print(f"{row.name:<24} {row.value:10.1f} {row.unit}")
     missed = [row.name for row in rows if row.ok is False]

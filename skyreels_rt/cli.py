@@ -91,7 +91,7 @@ def generate(
         "seed": seed,
     }
     with _errors_as_exit_codes():
-        from skyreels_rt.engine import Engine
+        from skyreels_rt.engine import TINY_NAME, Engine
         from skyreels_rt.report import require_writable
 
         if json_file is not None:
@@ -99,6 +99,8 @@ def generate(
         engine = Engine.from_pretrained(
             model, device=device, dtype=dtype, kernels=cast("Plan", kernels)
         )
+        if engine.components.name == TINY_NAME:
+            console.print(f"{TINY_NAME}: random weights, the picture will be noise", style="dim")
         summary = _generate_with_bar(engine, output, audio, options)
         console.print(
             f"{output}: {summary.num_frames} frames in {summary.seconds:.1f} s "
