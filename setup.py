@@ -103,7 +103,8 @@ class CMakeBuild(build_ext):
         shutil.rmtree(tree, ignore_errors=True)  # isolated builds leave stale tool paths behind
         try:
             subprocess.run([cmake, "-S", ROOT, "-B", tree, *generator, *defines], check=True)
-            subprocess.run([cmake, "--build", tree, "--target", target, "-j"], check=True)
+            jobs = f"-j{os.cpu_count() or 1}"
+            subprocess.run([cmake, "--build", tree, "--target", target, jobs], check=True)
         except subprocess.CalledProcessError as error:
             # Setuptools turns this into a warning where the extension is optional ("auto").
             raise CompileError(f"building {target} failed: {error}") from error

@@ -51,6 +51,12 @@ def require_like(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
         )
 
 
+def require_device(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
+    """Raise InvalidArgument unless ``x`` is on the device of ``other``."""
+    if x.device != other.device:
+        raise InvalidArgument(name, expected=f"{other.device}, as {other_name}", got=str(x.device))
+
+
 def require_heads(width: int, num_heads: int, *, even: bool) -> int:
     """Head size K of ``width`` = N*K, or raise InvalidArgument naming ``num_heads``.
 
@@ -61,7 +67,8 @@ def require_heads(width: int, num_heads: int, *, even: bool) -> int:
     even : bool
         Whether K must be even (rotary pairs).
     """
-    if num_heads < 1 or width % num_heads or (even and width // num_heads % 2):
+    splits = 1 <= num_heads <= width and width % num_heads == 0
+    if not splits or (even and width // num_heads % 2):
         kind = "an even head size" if even else "a whole head size"
         raise InvalidArgument(
             "num_heads", expected=f"a divisor of {width} that gives {kind}", got=num_heads

@@ -1,7 +1,7 @@
 """Which implementation of each operator runs: a table, and the plan an engine is built with.
 
 The choice is made once, for a device and a dtype, and kept in a frozen :class:`KernelPlan` that can
-be printed and recorded. There is no process-wide state: models pass ``impl=plan.<operator>`` with
+be printed and recorded. No process-wide setting chooses: models pass ``impl=plan.<operator>`` with
 each call. An explicit request that cannot be met raises; only :attr:`Impl.AUTO` chooses.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import torch
@@ -47,6 +48,9 @@ class Candidate:
     dtypes: tuple[torch.dtype, ...]
 
 
+MIN_CAPABILITY = (8, 0)
+"""Oldest CUDA architecture the library is built for."""
+
 _FLOAT = (torch.float32, torch.bfloat16)
 _FLOAT_OR_HALF = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -75,7 +79,19 @@ def obstacle(candidate: Candidate, device_type: str, dtype: torch.dtype) -> str 
         return f"takes {', '.join(map(_name, candidate.dtypes))}, not {_name(dtype)}"
     layer, status = _LAYERS[candidate.impl]
     active, detail = status()
-    return None if active else f"{layer} {detail}"
+    if not active:
+        return f"{layer} {detail}"
+    return _capability_obstacle() if candidate.impl is Impl.CUDA else None
+
+
+def _capability_obstacle() -> str | None:
+    """Why the current CUDA device cannot run the library's code, or None."""
+    if not torch.cuda.is_available():
+        return "no CUDA device is usable"
+    capability = torch.cuda.get_device_capability()
+    if capability >= MIN_CAPABILITY:
+        return None
+    return f"needs compute capability {MIN_CAPABILITY}, the device has {capability}"
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
@@ -101,17 +117,10 @@ def resolve(op: str, impl: Impl, device_type: str, dtype: torch.dtype) -> str:
     UnsupportedKernel
         An explicit request that cannot be met here.
     """
-    key = (op, impl, device_type, dtype)
-    chosen = _RESOLVED.get(key)
-    if chosen is None:
-        chosen = _RESOLVED[key] = _decide(op, impl, device_type, dtype)[0].value
-    return chosen
+    return _decide(op, impl, device_type, dtype)[0].value
 
 
-# Only remembers: the answer depends on the key and on what is installed, never on earlier calls.
-_RESOLVED: dict[tuple[str, Impl, str, torch.dtype], str] = {}
-
-
+@cache  # the answer depends on the arguments and on what is installed, never on earlier calls
 def _decide(op: str, impl: Impl, device_type: str, dtype: torch.dtype) -> tuple[Impl, str]:
     """Find the implementation that meets a request, and one clause that says why."""
     if impl is Impl.REFERENCE:
@@ -218,6 +227,10 @@ def _requests(kernels: str | Mapping[str, Impl | str]) -> dict[str, Impl]:
                 "kernels", expected="'auto', 'reference' or a mapping", got=repr(kernels)
             )
         return dict.fromkeys(CANDIDATES, Impl(kernels))
+    if not isinstance(kernels, Mapping):
+        raise InvalidArgument(
+            "kernels", expected="'auto', 'reference' or a mapping", got=repr(kernels)
+        )
     requests = dict.fromkeys(CANDIDATES, Impl.AUTO)
     for op, impl in kernels.items():
         if op not in CANDIDATES:

@@ -101,10 +101,13 @@ def _check(
     head_dim = _checks.require_heads(width, heads, even=True)
     for name, weight in (("weight_q", weight_q), ("weight_k", weight_k)):
         _checks.require_shape(name, weight, (width,), "(N*K)")
+        _checks.require_floating(name, weight)
+        _checks.require_device(name, weight, "q", q)
     for name, table in (("cos", cos), ("sin", sin)):
         _checks.require_shape(name, table, (length, head_dim // 2), "(L, K/2)")
         if table.dtype not in (torch.float32, torch.float64):
             raise InvalidArgument(name, expected="float32", got=str(table.dtype))
+        _checks.require_device(name, table, "q", q)
     for name, x in (("q", q), ("k", k)):
         across, along, within = x.stride()
         if within != 1:

@@ -41,6 +41,7 @@ done
 if [ -x "$nvcc" ]; then
   gencode=()
   for arch in ${archs//;/ }; do gencode+=(-gencode "arch=compute_$arch,code=sm_$arch"); done
+  gencode+=(-gencode "arch=compute_89,code=compute_89") # newer devices compile this themselves
   "$nvcc" -O3 -std=c++17 -shared -cudart static -Xcompiler -fPIC,-fvisibility=hidden \
     "${gencode[@]}" -Icsrc/include csrc/cuda/*.cu -o "$view/skyreels_rt/libskyreels_rt_cuda.so"
   row "libskyreels_rt_cuda.so" "built for $archs"

@@ -263,7 +263,9 @@ class _FolderLoader:
             return encoder
         with torch.device("meta"):
             model = build_umt5(data)
-        self._fill(model, "text_encoder", dtype=self.dtype)
+        # T5's activations overflow in float16.
+        dtype = torch.bfloat16 if self.dtype == torch.float16 else self.dtype
+        self._fill(model, "text_encoder", dtype=dtype)
         tokenizer = self.folder / "tokenizer" / "tokenizer.json"
         return UMT5TextEncoder(model, tokenizer, text_length=transformer.text_length)
 

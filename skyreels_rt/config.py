@@ -18,12 +18,16 @@ from skyreels_rt.errors import InvalidArgument, ModelError, OutputError
 
 ConfigT = TypeVar("ConfigT")
 
+MAX_NUMBER = 1e30
+"""Largest magnitude of a number in a configuration file."""
+
 REFERENCE_CHANNELS = 16
 """Latent channels of the reference among the condition channels, in every known family."""
 
 ReferenceMode = Literal["all_frames", "leading_slot", "none"]
 GuidanceForm = Literal["audio_first", "text_first"]
 SolverName = Literal["euler", "unipc"]
+Ramp = Literal["linear", "uniform"]
 
 
 @dataclass(frozen=True)
@@ -196,6 +200,7 @@ class WanVAEConfig:
                 raise InvalidArgument(
                     name, expected=f"z_dim={self.z_dim} numbers", got=len(getattr(self, name))
                 )
+        require_positive_spread(self.latents_std)
 
 
 @dataclass(frozen=True)
@@ -232,6 +237,7 @@ class TinyVAEConfig:
                 raise InvalidArgument(
                     name, expected=f"1 or z_dim={self.z_dim} numbers", got=getattr(self, name)
                 )
+        require_positive_spread(self.latents_std)
 
 
 @dataclass(frozen=True)
@@ -315,6 +321,8 @@ class GenerationConfig:
         Pixels of a frame.
     window, overlap : int
         Latent frames denoised together, and shared by consecutive windows (BLF).
+    ramp : {"linear", "uniform"}
+        Weights with which overlapping windows are fused.
     num_steps : int
         Denoising steps.
     shift : float
@@ -337,6 +345,7 @@ class GenerationConfig:
     width: int = 832
     window: int = 21
     overlap: int = 5
+    ramp: Ramp = "linear"
     num_steps: int = 8
     shift: float = 5.0
     solver: SolverName = "euler"
@@ -366,6 +375,18 @@ def require_positive(config: object, *names: str) -> None:
         value = getattr(config, name)
         if value is None or value <= 0:
             raise InvalidArgument(name, expected="a positive number", got=value)
+
+
+def require_positive_spread(latents_std: tuple[float, ...]) -> None:
+    """Raise unless every standard deviation is positive.
+
+    Raises
+    ------
+    InvalidArgument
+        Naming ``latents_std``.
+    """
+    if not all(value > 0 for value in latents_std):
+        raise InvalidArgument("latents_std", expected="positive numbers", got=latents_std)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -471,7 +492,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:  # noqa: ANN401, PLR0911
     elif dataclasses.is_dataclass(hint) and isinstance(value, dict):
         return config_from_dict(typing.cast("type[Any]", hint), value, where=where)
     elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
+        if abs(value) <= MAX_NUMBER:  # false for NaN
+            return float(value)
     elif isinstance(hint, type) and type(value) is hint:
         return value
     raise ModelError(f"{where}: expected {hint}, got {value!r}.", stage="load")

@@ -149,6 +149,7 @@ def resolve_settings(components: Components, options: GenerateOptions) -> JobSet
         window=model.window,
         overlap=model.overlap,
         horizon=1,
+        ramp=model.ramp,
     )
     horizon = _checked_integer(
         "horizon",

@@ -26,7 +26,7 @@ from skyreels_rt.conditioning.condition_track import (
     leading_slot_channels,
 )
 from skyreels_rt.conditioning.source_video import SourceTrack
-from skyreels_rt.config import GuidanceForm, SolverName
+from skyreels_rt.config import GuidanceForm, Ramp, SolverName
 from skyreels_rt.diffusion.blf import Group, full_group_stop, num_kept_latents, plan_group
 from skyreels_rt.diffusion.denoise import denoise_group
 from skyreels_rt.diffusion.guidance import guidance_passes
@@ -60,6 +60,8 @@ class JobSettings:
         Shape of the output.
     window, overlap, horizon : int
         BLF windows in latent frames, and how many of them are denoised together.
+    ramp : {"linear", "uniform"}
+        Weights with which overlapping windows are fused.
     """
 
     prompt: str
@@ -77,6 +79,7 @@ class JobSettings:
     window: int
     overlap: int
     horizon: int
+    ramp: Ramp
 
 
 class Session:
@@ -250,7 +253,7 @@ class Session:
                 yield chunk
 
     def close(self) -> None:
-        """Close the source video and drop the state; every later call but this one raises."""
+        """Close the source video and free tensors; every later call but this one raises."""
         self._track.close()
         self._closed = True
         self._kept = self._pending = self._kept[:, :0].clone()
@@ -383,6 +386,7 @@ class Session:
                 noise=noise.to(self._parts.device),
                 pinned=emitted,
                 overlap=self._settings.overlap,
+                ramp=self._settings.ramp,
                 on_step=lambda done, total: self._report("denoise", done, total),
                 is_cancelled=self._is_cancelled,
             )

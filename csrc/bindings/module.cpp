@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The Python face of the CPU operators. Tensors come as addresses, sizes and strides, so that
-// nothing of torch is needed to build this. Argument checks live here; skyreels_rt/_C.pyi holds
-// the signatures for Python.
+// nothing of torch is needed to build this. Sizes and codes are checked here, tensors in kernels/;
+// skyreels_rt/_C.pyi holds the signatures for Python.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 

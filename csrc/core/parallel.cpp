@@ -8,6 +8,7 @@
 #include <condition_variable>
 #include <exception>
 #include <mutex>
+#include <system_error>
 #include <thread>
 
 namespace skyreels_rt {
@@ -50,9 +51,14 @@ class ThreadPool {
     if (!owner.owns_lock()) return false;
     {
       std::lock_guard<std::mutex> lock(mutex_);
-      while (workers_ < helpers) {
-        std::thread([this] { worker_loop(); }).detach();
-        ++workers_;
+      try {
+        while (workers_ < helpers) {
+          std::thread([this] { worker_loop(); }).detach();
+          ++workers_;
+        }
+      } catch (const std::system_error&) {
+        // The process may have no more threads: the ones that exist do the work.
+        helpers = std::min(helpers, workers_);
       }
       job_ = &job;
       wanted_ = helpers;

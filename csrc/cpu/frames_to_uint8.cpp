@@ -31,8 +31,13 @@ inline void store_pixels(uint8_t* dst, u32v pixels) {
   u8x16 parts[kLanes / 4];
   __builtin_memcpy(parts, &pixels, sizeof(parts));
   for (int j = 0; j < kLanes / 4; ++j) {
+#if defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 12
+    const u8x16 order = {0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, 15, 15, 15, 15};
+    store_raw(dst + 12 * j, __builtin_shuffle(parts[j], order));
+#else
     store_raw(dst + 12 * j, __builtin_shufflevector(parts[j], parts[j], 0, 1, 2, 4, 5, 6, 8, 9, 10,
                                                     12, 13, 14, 15, 15, 15, 15));
+#endif
   }
 #else
   for (int j = 0; j < kLanes; ++j) store_raw(dst + 3 * j, static_cast<uint32_t>(pixels[j]));

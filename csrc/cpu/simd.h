@@ -77,12 +77,19 @@ inline void store(bf16* p, f32v v) {
 
 // (x0, x1, x2, x3, ...) -> (x1, x0, x3, x2, ...)
 inline f32v swap_pairs(f32v v) {
+#if defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 12
+  // GCC 11 and older have no __builtin_shufflevector.
+  u32v mask;
+  for (int i = 0; i < kLanes; ++i) mask[i] = i ^ 1;
+  return __builtin_shuffle(v, mask);
+#else
 #if defined(__AVX512F__)
   return __builtin_shufflevector(v, v, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
 #elif defined(__AVX2__)
   return __builtin_shufflevector(v, v, 1, 0, 3, 2, 5, 4, 7, 6);
 #else
   return __builtin_shufflevector(v, v, 1, 0, 3, 2);
+#endif
 #endif
 }
 

@@ -7,13 +7,18 @@ precision). Its output does not depend on how the input was cut; the tests hold 
 from __future__ import annotations
 
 import math
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from skyreels_rt.errors import InvalidArgument, NonFinite
-from skyreels_rt.media.audio_file import AudioSource
+from skyreels_rt.media.audio_file import (
+    MAX_SAMPLE_RATE,
+    MIN_SAMPLE_RATE,
+    AudioSource,
+    in_blocks,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -21,7 +26,6 @@ if TYPE_CHECKING:
 SPEECH_RATE = 16_000
 """Sample rate of the signal that encoders take, in Hz."""
 
-_MIN_RATE, _MAX_RATE = 4_000, 384_000
 # 36 dB over full scale: no float recording is that hot, 16-bit integers cast to float are.
 _MAX_PEAK = 64.0
 
@@ -37,7 +41,7 @@ class SpeechResampler:
     Parameters
     ----------
     sample_rate : int
-        Rate of the input in Hz, 4000 to 384000.
+        Rate of the input in Hz, 1000 to 384000.
     channels : int
         Channels C of the input, at least 1. They are averaged in float32, in order.
 
@@ -48,10 +52,10 @@ class SpeechResampler:
     """
 
     def __init__(self, sample_rate: int, channels: int) -> None:
-        if not _MIN_RATE <= sample_rate <= _MAX_RATE:
+        if not MIN_SAMPLE_RATE <= sample_rate <= MAX_SAMPLE_RATE:
             raise InvalidArgument(
                 "sample_rate",
-                expected=f"{_MIN_RATE} to {_MAX_RATE} Hz",
+                expected=f"{MIN_SAMPLE_RATE} to {MAX_SAMPLE_RATE} Hz",
                 got=sample_rate,
                 stage="audio",
             )
@@ -186,6 +190,9 @@ class ResampledAudio(AudioSource):
         self._source = source
 
     def _decode(self, block_samples: int) -> Generator[NDArray[np.float32], None, None]:
+        yield from in_blocks(self._chunks(block_samples), block_samples)
+
+    def _chunks(self, block_samples: int) -> Iterator[NDArray[np.float32]]:
         import soxr
 
         stream = soxr.ResampleStream(

@@ -40,7 +40,8 @@ class SpeechTail:
         InvalidArgument
             The rate is no positive integer, or rate or channels changed.
         """
-        if not isinstance(sample_rate, int) or sample_rate <= 0:
+        is_integer = isinstance(sample_rate, int | np.integer) and not isinstance(sample_rate, bool)
+        if not is_integer or sample_rate <= 0:
             raise InvalidArgument("sample_rate", expected="a positive integer", got=sample_rate)
         if self.sample_rate not in (None, sample_rate):
             raise InvalidArgument("sample_rate", expected=str(self.sample_rate), got=sample_rate)

@@ -49,14 +49,19 @@ class TokenTrack:
         self._tokens: list[Tensor] = []
         self._first = 0  # latent index of _tokens[0]
 
-    @torch.inference_mode()
     def push(self, block: NDArray[np.float32], sample_rate: int) -> None:
-        """Add speech (S, channels), float32; the rate is the same in every call."""
-        if self._resampler is None:
-            self._resampler = SpeechResampler(sample_rate, block.shape[1])
-        self._features.push(self._resampler.push(block))
+        """Add speech (S, channels), float32; the rate is the same in every call.
 
-    @torch.inference_mode()
+        Raises
+        ------
+        InvalidArgument
+            The resampler refuses rate or samples; nothing was taken.
+        """
+        resampler = self._resampler or SpeechResampler(sample_rate, block.shape[1])
+        samples = resampler.push(block)
+        self._resampler = resampler
+        self._features.push(samples)
+
     def end(self) -> None:
         """Say that no more speech comes; silence follows it."""
         if self._resampler is not None:

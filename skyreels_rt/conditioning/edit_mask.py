@@ -83,7 +83,11 @@ def resolve_edit_mask(
         return _FaceMask(spec, height, width, finder or FaceFinder())
     if isinstance(spec, str | Path):
         return _FixedMask(_mask_from_picture(spec, height, width)[None])
-    return _FixedMask(_mask_from_array(np.asarray(spec), height, width))
+    if not isinstance(spec, np.ndarray):
+        raise InvalidArgument(
+            "edit_mask", expected='"mouth", "face", a path or an array', got=type(spec).__name__
+        )
+    return _FixedMask(_mask_from_array(spec, height, width))
 
 
 class _FixedMask:

@@ -18,14 +18,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from skyreels_rt.config import Ramp
 from skyreels_rt.errors import InvalidArgument
-
-Ramp = Literal["linear", "uniform"]
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from skyreels_rt.diffusion.blf import Group, Ramp, Window, fuse, window_weights
+from skyreels_rt.config import Ramp
+from skyreels_rt.diffusion.blf import Group, Window, fuse, window_weights
 from skyreels_rt.diffusion.schedule import FlowSchedule
 from skyreels_rt.diffusion.solvers import Solver
 from skyreels_rt.errors import Cancelled, InvalidArgument, NonFinite

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -113,6 +113,26 @@ class AudioSource(ABC):
         """Yield blocks of ``block_samples`` samples, the last one shorter; a generator."""
 
 
+def in_blocks(
+    chunks: Iterable[NDArray[np.float32]], block_samples: int
+) -> Iterator[NDArray[np.float32]]:
+    """Cut a stream of chunks (S, channels) of any length into blocks; the last one is shorter."""
+    held: list[NDArray[np.float32]] = []
+    size = 0
+    for chunk in chunks:
+        held.append(chunk)
+        size += len(chunk)
+        if size < block_samples:
+            continue
+        joined = np.concatenate(held)
+        whole = size - size % block_samples
+        for start in range(0, whole, block_samples):
+            yield joined[start : start + block_samples].copy()
+        held, size = [joined[whole:]], size - whole
+    if size:
+        yield np.concatenate(held)
+
+
 def open_audio(source: str | Path | NDArray[Any], sample_rate: int | None = None) -> AudioSource:
     """Open sound for reading; only the header (and at most one packet) is read.
 
@@ -163,7 +183,10 @@ class _ArrayAudio(AudioSource):
     """Samples in memory."""
 
     def __init__(self, samples: NDArray[Any], sample_rate: int | None) -> None:
-        if sample_rate is None or not MIN_SAMPLE_RATE <= sample_rate <= MAX_SAMPLE_RATE:
+        if (
+            not isinstance(sample_rate, int | np.integer)
+            or not MIN_SAMPLE_RATE <= sample_rate <= MAX_SAMPLE_RATE
+        ):
             raise InvalidArgument(
                 "sample_rate",
                 expected=f"{MIN_SAMPLE_RATE} to {MAX_SAMPLE_RATE} Hz for an array",
@@ -218,20 +241,7 @@ class _TrackAudio(AudioSource):
     def _decode(self, block_samples: int) -> Generator[NDArray[np.float32], None, None]:
         with open_container(self.name, stage="audio") as container:
             chunks = _without_padding(self._chunks(container), _declared_samples(container))
-            held: list[NDArray[np.float32]] = []
-            size = 0
-            for chunk in chunks:
-                held.append(chunk)
-                size += len(chunk)
-                if size < block_samples:
-                    continue
-                joined = np.concatenate(held)
-                whole = size - size % block_samples
-                for start in range(0, whole, block_samples):
-                    yield joined[start : start + block_samples].copy()
-                held, size = [joined[whole:]], size - whole
-            if size:
-                yield np.concatenate(held)
+            yield from in_blocks(chunks, block_samples)
 
     def _chunks(self, container: InputContainer) -> Iterator[NDArray[np.float32]]:
         """Yield decoded frames as float32 (S, channels)."""

@@ -6,6 +6,7 @@ a media file, whatever its name says. Decoders get the open file and the name of
 
 from __future__ import annotations
 
+import os
 import re
 import stat
 from collections.abc import Iterator
@@ -36,9 +37,12 @@ def open_local(source: str | Path, *, stage: str) -> BinaryIO:
         The file is missing, unreadable, empty, a directory or not a regular file, or ``source``
         is an address.
     """
-    path = Path(source)
     try:
-        status = path.stat()
+        # The checks below look at what was opened, not at what the name may stand for by then.
+        file = open(source, "rb", opener=_open_without_waiting)  # noqa: SIM115 - handed on
+    except IsADirectoryError as error:
+        hint = "Name one file inside it."
+        raise _refused(source, stage, "a directory", hint) from error
     except (FileNotFoundError, NotADirectoryError) as error:
         if _ADDRESS.match(str(source)):
             hint = "Addresses are never opened: download the media and pass a path."
@@ -47,16 +51,25 @@ def open_local(source: str | Path, *, stage: str) -> BinaryIO:
         raise _refused(source, stage, "no such file", hint) from error
     except (OSError, ValueError) as error:
         raise _unreadable(source, stage, error) from error
-    if stat.S_ISDIR(status.st_mode):
-        raise _refused(source, stage, "a directory", "Name one file inside it.")
+    try:
+        _require_regular(os.fstat(file.fileno()), source, stage)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    """Open without blocking: a pipe must be refused, not waited for."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def _require_regular(status: os.stat_result, source: str | Path, stage: str) -> None:
+    """Raise unless an open file is a regular one that holds something."""
     if not stat.S_ISREG(status.st_mode):
         raise _refused(source, stage, "not a regular file", "Write the stream to a file first.")
     if status.st_size == 0:
         raise _refused(source, stage, "an empty file", "Check how the file was written.")
-    try:
-        return path.open("rb")
-    except OSError as error:
-        raise _unreadable(source, stage, error) from error
 
 
 def sniff_format(file: BinaryIO) -> str | None:
@@ -82,12 +95,12 @@ def sniff_format(file: BinaryIO) -> str | None:
 def decoding(source: str | Path, *, stage: str) -> Iterator[None]:
     """Turn whatever a decoder raises inside the block into a MediaError naming ``source``.
 
-    Decoders meet hostile bytes with any exception (struct, index, value, memory errors), so all
-    are caught; errors of this library pass unchanged.
+    Decoders meet hostile bytes with any exception (struct, index, value errors), so all are caught;
+    errors of this library and a full memory pass unchanged.
     """
     try:
         yield
-    except SkyReelsError:
+    except (SkyReelsError, MemoryError):
         raise
     except Exception as error:
         reason = getattr(error, "strerror", None) or type(error).__name__

@@ -152,7 +152,9 @@ class _ArrayVideo(VideoSource):
     """Frames in memory."""
 
     def __init__(self, frames: NDArray[np.uint8], fps: float | Fraction | None) -> None:
-        if fps is None or not 0 < fps <= MAX_FPS:
+        is_rate = fps is not None and 0 < fps <= MAX_FPS  # false for NaN
+        rate = Fraction(fps or 0).limit_denominator(1001) if is_rate else Fraction(0)
+        if rate == 0:
             raise InvalidArgument(
                 "fps", expected=f"0 to {MAX_FPS} for an array", got=fps, stage="video"
             )
@@ -169,7 +171,7 @@ class _ArrayVideo(VideoSource):
             "<array>",
             width=width,
             height=height,
-            fps=Fraction(fps).limit_denominator(1001),
+            fps=rate,
             num_frames=num_frames,
             has_audio=False,
         )

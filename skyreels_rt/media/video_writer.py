@@ -148,7 +148,7 @@ class VideoWriter:
         self._waiting: NDArray[np.float32] = np.zeros((0, self._mix.shape[1]), np.float32)
         self._closed = False
         self._resources = ExitStack()
-        self._temporary = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}.part")
+        self._temporary = self.path.with_name(f".{secrets.token_hex(8)}.part")
         with self._guard():
             self._refuse_directory()
             self._container = self._open_container(synthetic_mark)

@@ -179,9 +179,9 @@ class VideoVAE(nn.Module, ABC):
         InvalidArgument
             The shape does not fit, or the cache is of another model or frame size.
         """
-        height, width = frames.shape[-2:]
         num_frames = 1 if cache is None else self.temporal_stride
-        self._check_frames(frames, str(num_frames), frames.shape[2] == num_frames)
+        self._check_frames(frames, str(num_frames), frames.shape[2:3] == (num_frames,))
+        height, width = frames.shape[-2:]
         _check_cache(cache, self.encoder_cache_shapes(height, width), frames.shape[0])
         caches = StepCaches(cache)
         raw = self._encode_raw(_channels_last(frames, self.dtype), caches)
@@ -215,7 +215,7 @@ class VideoVAE(nn.Module, ABC):
         InvalidArgument
             The shape does not fit, or the cache is of another model or frame size.
         """
-        self._check_latents(latents, "1", latents.shape[2] == 1)
+        self._check_latents(latents, "1", latents.shape[2:3] == (1,))
         height, width = (self.spatial_stride * size for size in latents.shape[-2:])
         _check_cache(cache, self.decoder_cache_shapes(height, width), latents.shape[0])
         caches = StepCaches(cache)
@@ -242,7 +242,7 @@ class VideoVAE(nn.Module, ABC):
             The shape does not fit.
         """
         timeline = Timeline(self.temporal_stride)
-        num_frames = frames.shape[2]
+        num_frames = frames.shape[2] if frames.ndim == 5 else 0
         num_latents = timeline.num_latents(num_frames)
         fits = 0 < num_frames == timeline.num_frames(num_latents)
         self._check_frames(frames, f"{self.temporal_stride} * (n - 1) + 1", fits)
@@ -273,7 +273,7 @@ class VideoVAE(nn.Module, ABC):
         InvalidArgument
             The shape does not fit.
         """
-        self._check_latents(latents, "at least 1", latents.shape[2] >= 1)
+        self._check_latents(latents, "at least 1", latents.shape[2:3] > (0,))
         parts, cache = [], None
         for index in range(latents.shape[2]):
             frames, cache = self.decode_step(latents[:, :, index : index + 1], cache, clamp=clamp)
@@ -320,7 +320,8 @@ class VideoVAE(nn.Module, ABC):
 
     def _check_latents(self, latents: Tensor, count: str, count_fits: bool) -> None:
         """Raise unless ``latents`` is (B, C, n, h, w) with a fitting n."""
-        if latents.ndim != 5 or latents.shape[1] != self.latent_channels or not count_fits:
+        fits = latents.ndim == 5 and latents.shape[1] == self.latent_channels
+        if not fits or not count_fits or 0 in latents.shape[-2:]:
             raise InvalidArgument(
                 "latents",
                 expected=f"shape (B, {self.latent_channels}, n, h, w) with n {count}",

@@ -1,1 +1,1 @@
-"""What a run needs around the models: active layers, timings, step reuse."""
+"""What a run needs around the models: devices, active layers, memory, timings."""

@@ -17,11 +17,11 @@ def resolve_device(device: str | torch.device) -> torch.device:
     InvalidArgument
         Not a device name, or a device this machine does not have.
     """
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if isinstance(device, str) and device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         resolved = torch.device(device)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise InvalidArgument(
             "device", expected='"auto", "cpu" or "cuda[:n]"', got=device
         ) from error
@@ -34,6 +34,10 @@ def resolve_device(device: str | torch.device) -> torch.device:
             got=device,
             hint='Use device="cpu", or see "skyreels-rt doctor".',
         )
+    index: int | None = resolved.index  # torch's stubs leave the None out
+    if resolved.type == "cuda" and index is None:
+        # The current device is a setting of each thread; a model lives on one for good.
+        return torch.device("cuda", torch.cuda.current_device())
     return resolved
 
 
@@ -45,11 +49,11 @@ def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype
     InvalidArgument
         Not one of float32, bfloat16 and float16.
     """
-    if dtype == "auto":
+    if isinstance(dtype, str) and dtype == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     if isinstance(dtype, torch.dtype):
         if dtype in DTYPES.values():
             return dtype
-    elif dtype in DTYPES:
+    elif isinstance(dtype, str) and dtype in DTYPES:
         return DTYPES[dtype]
     raise InvalidArgument("dtype", expected=f'"auto" or one of {sorted(DTYPES)}', got=dtype)

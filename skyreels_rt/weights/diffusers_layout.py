@@ -53,7 +53,9 @@ def transformer_config_from_diffusers(data: dict[str, Any], *, where: str) -> Tr
         raise ModelError(f"{where}: {', '.join(missing)} missing.", stage="load")
     for key in ("num_attention_heads", "attention_head_dim"):
         if type(data[key]) is not int:
-            raise ModelError(f"{where}: {key}: expected an integer, got {data[key]!r}.")
+            raise ModelError(
+                f"{where}: {key}: expected an integer, got {data[key]!r}.", stage="load"
+            )
     ours = {name: data[name] for name in _SAME if name in data}
     ours["num_heads"] = data["num_attention_heads"]
     ours["dim"] = data["num_attention_heads"] * data["attention_head_dim"]

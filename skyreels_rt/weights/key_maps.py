@@ -97,7 +97,7 @@ def uses_diffusers_names(keys: Iterable[str]) -> bool:
 def clip_vision_key(name: str) -> str:
     """Name in transformers 5's ``CLIPVisionModel`` of a tensor saved by any of its versions.
 
-    Releases before 5 wrapped the tower once more and saved ``vision_model.embeddings...``; the
+    Earlier releases wrapped the tower once more and saved ``vision_model.embeddings...``; the
     Wan2.1-I2V image encoders were saved so.
 
     Parameters

@@ -172,10 +172,12 @@ def save_weights(
             written[folder / f"{index}{mark}"] = index
             (folder / f"{index}{mark}").write_text(_index_text(names, parts), encoding="utf-8")
         _replace_files(folder, stem, written)
-    except (OSError, SafetensorError) as error:
+    except BaseException as error:
         for temporary in written:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
+        if not isinstance(error, Exception):
+            raise
         raise OutputError(f"{folder}: weights not written ({error}).", stage="save") from error
 
 
@@ -217,6 +219,14 @@ def _own_tensors(module: nn.Module) -> dict[str, Tensor]:
 
 def _weight_files(folder: Path) -> list[Path]:
     """Find and check the safetensors files that make up the checkpoint in ``folder``."""
+    names = {f"{stem}.safetensors{tail}" for stem in STEMS for tail in ("", ".index.json")}
+    found = sorted(name for name in names if (folder / name).is_file())
+    if len({name.partition(".")[0] for name in found}) > 1:
+        raise ModelError(
+            f"{folder}: two checkpoints here, {' and '.join(found)}.",
+            stage="load",
+            hint="Remove the one that is not meant.",
+        )
     for stem in STEMS:
         single = folder / f"{stem}.safetensors"
         if single.is_symlink() or single.is_file():

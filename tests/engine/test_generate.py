@@ -156,6 +156,14 @@ def test_later_audio_changes_no_earlier_group(engine):
     assert differs.size > 10
 
 
+def test_ramp_of_the_model_is_used(engine):
+    uniform = engine_of(SMALL.with_generation(ramp="uniform"))
+    audio = speech(2.0)
+    assert digest(frames(uniform, audio)) != digest(frames(engine, audio))
+    alone = speech(0.3)  # one window: nothing to fuse
+    assert digest(frames(uniform, alone)) == digest(frames(engine, alone))
+
+
 def test_every_condition_matters(engine):
     audio = speech(1.0)
     base = digest(frames(engine, audio, prompt="a man"))

@@ -106,6 +106,16 @@ def test_refused_first_push_leaves_the_rate_open(components, whole):
     np.testing.assert_array_equal(np.concatenate(drain(session)), whole)
 
 
+@pytest.mark.parametrize("block", [np.full(1600, 3e3, np.float32), np.zeros((9, 0), np.float32)])
+def test_first_push_refused_by_the_resampler_leaves_no_trace(components, whole, block):
+    session = open_session(components)
+    with pytest.raises(errors.InvalidArgument):
+        session.push_audio(block, 48_000)
+    session.push_audio(SPEECH, RATE)
+    session.end_audio()
+    np.testing.assert_array_equal(np.concatenate(drain(session)), whole)
+
+
 def test_audio_after_its_end_is_refused(components):
     session = open_session(components)
     with pytest.raises(errors.MediaError, match="no samples"):

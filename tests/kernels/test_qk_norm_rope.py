@@ -187,6 +187,24 @@ def test_bad_calls(case: str) -> None:
         qk_norm_rope(*arguments, eps=1e-6, num_heads=num_heads)
 
 
+@pytest.mark.parametrize("index", [1, 2, 3, 4, 5])
+def test_operands_of_another_device_are_refused(index: int) -> None:
+    arguments = list(make_inputs((1, 5, 2, 8), torch.float32))
+    arguments[index] = arguments[index].to("meta")
+    with pytest.raises(InvalidArgument, match="cpu"):
+        qk_norm_rope(*arguments, eps=1e-6, num_heads=2)
+
+
+def test_no_width_and_integer_weights_are_refused() -> None:
+    empty = [torch.zeros(1, 5, 0), torch.zeros(1, 5, 0), torch.zeros(0), torch.zeros(0)]
+    with pytest.raises(InvalidArgument, match="num_heads"):
+        qk_norm_rope(*empty, torch.zeros(5, 0), torch.zeros(5, 0), eps=1e-6, num_heads=2)
+    arguments = list(make_inputs((1, 5, 2, 8), torch.float32))
+    arguments[2] = torch.ones(16, dtype=torch.int64)
+    with pytest.raises(InvalidArgument, match="weight_q"):
+        qk_norm_rope(*arguments, eps=1e-6, num_heads=2)
+
+
 def test_unsupported_request_raises() -> None:
     with pytest.raises(UnsupportedKernel, match="triton"):
         qk_norm_rope(

@@ -18,7 +18,7 @@ MAX_FILE_LINES, MAX_FUNCTION_LINES = 600, 100
 RANKS = [
     {"__main__"},
     {"cli"},
-    {"bench", "doctor"},
+    {"bench", "doctor", "training"},
     {"engine", "export", "report"},
     {"options", "progress"},
     {"session", "testing"},

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from skyreels_rt.errors import InvalidArgument, OutputError
+from skyreels_rt.errors import InvalidArgument, ModelError, OutputError
 from skyreels_rt.weights.loader import load_weights, save_weights, weights_fingerprint
 
 
@@ -145,3 +145,16 @@ def test_fingerprint_does_not_depend_on_registration_order():
     for name in ("b", "a"):
         two.register_buffer(name, torch.full((2,), float(ord(name))))
     assert weights_fingerprint(one) == weights_fingerprint(two)
+
+
+def test_what_cannot_be_stored_leaves_no_file(tmp_path):
+    with pytest.raises(OutputError):
+        save_weights({"x": torch.zeros(2, dtype=torch.complex128)}, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_checkpoints_in_one_folder_are_refused(tmp_path):
+    save_weights({"x": torch.zeros(2)}, tmp_path)
+    save_weights({"x": torch.ones(2)}, tmp_path, filename="model.safetensors")
+    with pytest.raises(ModelError, match="two checkpoints"):
+        load_weights(model(), tmp_path, device="cpu", dtype=None)

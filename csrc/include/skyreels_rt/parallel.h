@@ -17,7 +17,8 @@ using RangeFn = std::function<void(int64_t begin, int64_t end)>;
 // not defined, so fn must give the same result for any split.
 //
 // A call from inside fn, or while another thread's call is running, runs serially on its own
-// thread. The first exception thrown by fn is rethrown here after all ranges have ended. After
+// thread. The first exception thrown by fn is rethrown here once no range is running; the
+// ranges not yet begun are skipped. After
 // fork() the child gets a new pool on first use.
 void parallel_for(int num_threads, int64_t n, int64_t grain, const RangeFn& fn);
 
