@@ -1,0 +1,1 @@
+"""Synthetic data: drawn portraits that speak synthesised sentences, with ground truth."""

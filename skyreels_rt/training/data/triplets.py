@@ -1,0 +1,139 @@
+"""Triplets of video, audio and caption with ground truth, drawn and spoken on demand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from skyreels_rt.errors import InvalidArgument
+from skyreels_rt.training.data.identity import EXPRESSIONS, Identity, caption, sample_identity
+from skyreels_rt.training.data.maskers import apply_acoustics, sample_acoustics
+from skyreels_rt.training.data.motion import sample_motion
+from skyreels_rt.training.data.renderer import MouthShape, RenderedClip, render
+from skyreels_rt.training.data.sentences import sample_sentence
+from skyreels_rt.training.data.speech import (
+    SAMPLE_RATE,
+    Speech,
+    Split,
+    Voice,
+    check_split,
+    sample_voice,
+    synthesise,
+)
+from skyreels_rt.training.data.visemes import frame_loudness, mouth_track
+
+FPS = 25
+LEAD_S, TAIL_S = 0.2, 0.3
+
+
+@dataclass(frozen=True, eq=False)
+class Triplet:
+    """One talking clip and everything that is known about it.
+
+    Attributes
+    ----------
+    clip : RenderedClip
+        Frames uint8 (F, S, S, 3) at 25 fps, masks of face, mouth, jaw and eyes, true opening.
+    audio : ndarray, shape (F * 640,), float32
+        What a listener hears, at 16 kHz: speech in a room, under maskers.
+    caption : str
+        What the clip shows.
+    mouth : MouthShape
+        True mouth parameters, F frames.
+    identity : Identity
+        Who speaks.
+    voice : Voice
+        With which voice.
+    text : str
+        What is said.
+    """
+
+    clip: RenderedClip
+    audio: NDArray[np.float32]
+    caption: str
+    mouth: MouthShape
+    identity: Identity
+    voice: Voice
+    text: str
+
+
+@dataclass(frozen=True)
+class TripletSource:
+    """Endless triplets; number ``index`` is always the same.
+
+    The splits share no identity, no voice and no spoken clause.
+
+    Parameters
+    ----------
+    split : {"train", "held_out"}
+        Which half of the world to draw from.
+    size : int
+        Pixels per side, 32 to 1024.
+    duration_s : float
+        Wanted length of the speech, 1 to 15 s; met to about a third.
+    difficulty : float
+        0 (clean sound) to 1 (mostly noisy).
+    motion : float
+        0 (a still head) to 2 (a lively one).
+
+    Raises
+    ------
+    InvalidArgument
+        The split is unknown.
+    """
+
+    split: Split
+    size: int = 128
+    duration_s: float = 4.0
+    difficulty: float = 0.5
+    motion: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_split(self.split)
+
+    def triplet(self, index: int) -> Triplet:
+        """Draw triplet number ``index``.
+
+        Raises
+        ------
+        InvalidArgument
+            ``index`` is negative, or a setting of the source is out of its range.
+        MissingDependency
+            The speech synthesiser is not installed.
+        """
+        if index < 0:
+            raise InvalidArgument("index", expected=">= 0", got=index)
+        # Even seeds are the train half, odd ones the held-out half, whatever is drawn from them.
+        seed = 2 * index + (self.split == "held_out")
+        identity, voice = sample_identity(seed), sample_voice(seed, self.split)
+        text = sample_sentence(seed, voice.language, self.split, duration_s=self.duration_s)
+        speech = synthesise(text, voice, lead_s=LEAD_S, tail_s=TAIL_S)
+        num_frames, samples = _whole_frames(speech)
+        loudness = frame_loudness(samples, num_frames, fps=FPS)
+        track = mouth_track(speech.phonemes, num_frames, fps=FPS, loudness=loudness)
+        mouth = MouthShape(track.opening, track.width, track.rounding, track.teeth, track.tongue)
+        expression = EXPRESSIONS[seed // 2 % len(EXPRESSIONS)]
+        motion = sample_motion(
+            seed, num_frames, FPS, loudness, amount=self.motion, expression=expression
+        )
+        acoustics = sample_acoustics(seed, difficulty=self.difficulty)
+        return Triplet(
+            clip=render(identity, motion, mouth, self.size),
+            audio=apply_acoustics(samples, acoustics, seed, split=self.split),
+            caption=caption(identity, expression, seed=seed),
+            mouth=mouth,
+            identity=identity,
+            voice=voice,
+            text=text,
+        )
+
+
+def _whole_frames(speech: Speech) -> tuple[int, NDArray[np.float32]]:
+    """Number of frames that cover the speech, and its samples padded to them with silence."""
+    per_frame = SAMPLE_RATE // FPS
+    num_frames = -(-len(speech.samples) // per_frame)
+    samples = np.zeros(num_frames * per_frame, np.float32)
+    samples[: len(speech.samples)] = speech.samples
+    return num_frames, samples
