@@ -9,7 +9,8 @@ import torch
 from skyreels_rt.errors import InvalidArgument
 from skyreels_rt.training.data import identity as people
 from skyreels_rt.training.data.motion import Motion, sample_motion
-from skyreels_rt.training.data.renderer import MouthShape, render
+from skyreels_rt.training.data.mouth import MouthShape
+from skyreels_rt.training.data.renderer import render
 
 SIZE = 128
 SWEEP = np.concatenate([np.linspace(0, 1, 13), np.linspace(0.96, 0.04, 8)])

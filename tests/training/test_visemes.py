@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from skyreels_rt.errors import InvalidArgument
+from skyreels_rt.training.data.mouth import MouthShape
 from skyreels_rt.training.data.sentences import sample_sentence, sample_syllables
 from skyreels_rt.training.data.speech import LANGUAGES, PAUSE, PhonemeEvent, Voice, synthesise
 from skyreels_rt.training.data.visemes import (
     TARGETS,
-    MouthTrack,
     frame_loudness,
     is_known,
     mouth_track,
@@ -51,7 +51,7 @@ def closures(speech, track, lead_s=0.04, fps=25):
 
 
 def test_fields_are_the_five_of_a_mouth():
-    assert tuple(f.name for f in fields(MouthTrack)) == NAMES
+    assert tuple(f.name for f in fields(MouthShape)) == NAMES
     for target in TARGETS.values():
         assert all(0.0 <= getattr(target, name) <= 1.0 for name in NAMES)
 

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 
 from skyreels_rt.errors import InvalidArgument
 from skyreels_rt.training.data import features, hair, portrait
+from skyreels_rt.training.data.mouth import MouthShape
 from skyreels_rt.training.data.painting import Layer
 
 if TYPE_CHECKING:
@@ -39,53 +40,6 @@ _PIVOT_V = 0.95  # the head tilts about the top of the neck
 _JAW_DROP = 0.11  # how far the chin goes down when the mouth is open at most, head units
 _JAW_TOP, _JAW_FULL, _JAW_WIDE = 0.47, 0.98, 0.88
 _SIZES = (32, 1024)
-
-
-@dataclass(frozen=True, eq=False)
-class MouthShape:
-    """Shape of the mouth over a clip; every array has shape (F,), floating, in [0, 1].
-
-    Attributes
-    ----------
-    opening : ndarray
-        Height between the lips: 0 is closed, 1 a wide open mouth.
-    width : ndarray
-        0 is narrow, 0.45 at rest, 1 spread.
-    rounding : ndarray
-        0 is flat, 1 a protruded round mouth as in "oo".
-    teeth : ndarray
-        How much of the teeth shows in an open mouth.
-    tongue : ndarray
-        How high the tongue lies in an open mouth.
-    """
-
-    opening: NDArray[np.floating]
-    width: NDArray[np.floating]
-    rounding: NDArray[np.floating]
-    teeth: NDArray[np.floating]
-    tongue: NDArray[np.floating]
-
-    @property
-    def num_frames(self) -> int:
-        """Number of frames F."""
-        return len(self.opening)
-
-    @classmethod
-    def closed(cls, num_frames: int) -> MouthShape:
-        """Make a mouth at rest.
-
-        Parameters
-        ----------
-        num_frames : int, >= 1
-            Length of the clip.
-
-        Returns
-        -------
-        MouthShape
-            Closed, of medium width.
-        """
-        zero = np.zeros(num_frames, np.float32)
-        return cls(zero, zero + np.float32(0.45), zero, zero, zero)
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,8 @@ from skyreels_rt.errors import InvalidArgument
 from skyreels_rt.training.data.identity import EXPRESSIONS, Identity, caption, sample_identity
 from skyreels_rt.training.data.maskers import apply_acoustics, sample_acoustics
 from skyreels_rt.training.data.motion import sample_motion
-from skyreels_rt.training.data.renderer import MouthShape, RenderedClip, render
+from skyreels_rt.training.data.mouth import MouthShape
+from skyreels_rt.training.data.renderer import RenderedClip, render
 from skyreels_rt.training.data.sentences import sample_sentence
 from skyreels_rt.training.data.speech import (
     SAMPLE_RATE,
@@ -112,8 +113,7 @@ class TripletSource:
         speech = synthesise(text, voice, lead_s=LEAD_S, tail_s=TAIL_S)
         num_frames, samples = _whole_frames(speech)
         loudness = frame_loudness(samples, num_frames, fps=FPS)
-        track = mouth_track(speech.phonemes, num_frames, fps=FPS, loudness=loudness)
-        mouth = MouthShape(track.opening, track.width, track.rounding, track.teeth, track.tongue)
+        mouth = mouth_track(speech.phonemes, num_frames, fps=FPS, loudness=loudness)
         expression = EXPRESSIONS[seed // 2 % len(EXPRESSIONS)]
         motion = sample_motion(
             seed, num_frames, FPS, loudness, amount=self.motion, expression=expression

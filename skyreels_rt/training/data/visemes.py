@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from skyreels_rt.errors import InvalidArgument
+from skyreels_rt.training.data.mouth import MouthShape
 from skyreels_rt.training.data.speech import PAUSE, SAMPLE_RATE
 
 if TYPE_CHECKING:
@@ -65,28 +66,6 @@ class MouthTarget:
     strength: float = 1.0
     rounding_strength: float = 1.0
     is_closed: bool = False
-
-
-@dataclass(frozen=True)
-class MouthTrack:
-    """Mouth shape in every frame.
-
-    Attributes
-    ----------
-    opening, width, rounding, teeth, tongue : ndarray, shape (F,), float32
-        In [0, 1]; the meaning is that of :class:`MouthTarget`.
-    """
-
-    opening: NDArray[np.float32]
-    width: NDArray[np.float32]
-    rounding: NDArray[np.float32]
-    teeth: NDArray[np.float32]
-    tongue: NDArray[np.float32]
-
-    @property
-    def num_frames(self) -> int:
-        """Number of frames F."""
-        return len(self.opening)
 
 
 def _vowel(opening: float, width: float, rounding: float, teeth: float = 0.35) -> MouthTarget:
@@ -260,7 +239,7 @@ def mouth_track(
     fps: float = 25.0,
     lead_ms: float = DEFAULT_LEAD_MS,
     loudness: NDArray[np.float32] | None = None,
-) -> MouthTrack:
+) -> MouthShape:
     """Movement of the mouth for a sequence of phonemes.
 
     Parameters
@@ -279,7 +258,7 @@ def mouth_track(
 
     Returns
     -------
-    MouthTrack
+    MouthShape
         ``opening`` is at most 0.05 in a frame of every p, b and m and inside pauses of 120 ms and
         longer. Before and after the phonemes the mouth is at rest.
 
@@ -303,7 +282,7 @@ def mouth_track(
     opening_F = gate_F * opening_F + (1.0 - gate_F) * np.minimum(opening_F, _CLOSED)
     # Teeth and tongue show only between the lips.
     visible_F = np.clip(opening_F / 0.15, 0.0, 1.0)
-    return MouthTrack(
+    return MouthShape(
         opening=opening_F.astype(np.float32),
         width=values_5F[1].astype(np.float32),
         rounding=values_5F[2].astype(np.float32),
