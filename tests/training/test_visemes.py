@@ -136,12 +136,14 @@ def test_lips_lead_the_sound():
     np.testing.assert_allclose(ahead.opening, now.opening[1:], atol=1e-6)
 
 
-def test_loudness_opens_slightly():
-    events = events_of(("a", 1.0))
-    quiet = mouth_track(events, 25, loudness=np.zeros(25, np.float32)).opening
-    loud = mouth_track(events, 25, loudness=np.ones(25, np.float32)).opening
-    ratio = quiet[5:20] / loud[5:20]
-    assert (ratio < 0.9).all() and (ratio > 0.6).all()
+def test_opening_grows_with_the_square_of_loudness():
+    events = events_of(("e", 1.0))
+    target = mouth_track(events, 25).opening[5:20]
+    for loudness, factor in ((0.0, 0.3), (0.5, 0.5), (1.0, 1.1)):
+        level = np.full(25, loudness, np.float32)
+        opening = mouth_track(events, 25, loudness=level).opening[5:20]
+        np.testing.assert_allclose(opening, target * factor, rtol=1e-5)
+    assert target.max() * 1.1 < 1
 
 
 def test_frame_loudness():

@@ -36,6 +36,9 @@ _LOG = logging.getLogger(__name__)
 DEFAULT_LEAD_MS = 40.0
 """How far the lips run ahead of the sound they make; one frame at 25 fps."""
 
+_QUIET, _LOUD = 0.3, 0.8
+"""Factor on the opening of silent speech, and what full loudness adds to it."""
+
 _MIN_CLOSED_PAUSE_S = 0.12
 _CLOSED = 0.03
 _SHUT_S = 0.020  # half a frame at 25 fps: at least one frame falls into every closure
@@ -253,8 +256,8 @@ def mouth_track(
     lead_ms : float
         The lips are where the sound will be after this many milliseconds, 0-200.
     loudness : ndarray, shape (F,), float32, optional
-        From :func:`frame_loudness`; loud speech opens the mouth up to 10 % wider, quiet up to
-        30 % less.
+        From :func:`frame_loudness`; the opening grows with its square, from 0.3
+        of the target in silence to 1.1 at the loudest frame.
 
     Returns
     -------
@@ -277,7 +280,7 @@ def mouth_track(
     values_5F = _blend(segments, times_F)
     opening_F = values_5F[0]
     if loudness is not None:
-        opening_F = np.minimum(opening_F * (0.7 + 0.4 * loudness), 1.0)
+        opening_F = np.minimum(opening_F * (_QUIET + _LOUD * loudness**2), 1.0)
     gate_F = _closure_gate(segments, times_F, 1.0 / fps)
     opening_F = gate_F * opening_F + (1.0 - gate_F) * np.minimum(opening_F, _CLOSED)
     # Teeth and tongue show only between the lips.
