@@ -80,11 +80,6 @@ class FeatureStream:
         return self._num_samples
 
     @property
-    def num_speech_frames(self) -> int:
-        """Frames that begin before the end of the samples pushed so far."""
-        return -(-self._num_samples * self._fps // self._config.sample_rate)
-
-    @property
     def num_ready_frames(self) -> int:
         """How many leading frames have all their features.
 

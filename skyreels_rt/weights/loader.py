@@ -63,7 +63,6 @@ def load_weights(
     device: torch.device | str,
     dtype: torch.dtype | None,
     key_map: Callable[[str], str | None] | None = None,
-    ignore: Callable[[str], bool] | None = None,
 ) -> None:
     """Fill every parameter and persistent buffer of ``module`` from the checkpoint in ``folder``.
 
@@ -87,8 +86,6 @@ def load_weights(
         and boolean tensors never change theirs.
     key_map : callable, optional
         Our name for a name of the file, or None to leave that tensor out.
-    ignore : callable, optional
-        Tells from our name whether a tensor that the model does not have may stay unread.
 
     Raises
     ------
@@ -104,7 +101,7 @@ def load_weights(
     device = torch.device(device)
     stored = _read_headers(_weight_files(folder))
     wanted = _own_tensors(module)
-    plan = _match(folder, stored, wanted, key_map, ignore)
+    plan = _match(folder, stored, wanted, key_map)
     _settle_buffers(module, wanted, device)
 
     names_of: dict[int, list[str]] = {}
@@ -337,7 +334,6 @@ def _match(
     stored: dict[str, _Stored],
     wanted: dict[str, Tensor],
     key_map: Callable[[str], str | None] | None,
-    ignore: Callable[[str], bool] | None,
 ) -> dict[str, _Stored]:
     """Pair each of the module's names with a stored tensor, or name every fault in an error."""
     plan: dict[str, _Stored] = {}
@@ -349,8 +345,7 @@ def _match(
             continue
         label = name if target == name else f"{name} (as {target})"
         if target not in wanted:
-            if ignore is None or not ignore(target):
-                unexpected.append(label)
+            unexpected.append(label)
         elif target in plan:
             unexpected.append(f"{label}, which {plan[target].name} also claims")
         else:
