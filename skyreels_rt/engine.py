@@ -20,6 +20,7 @@ from skyreels_rt.conditioning.edit_mask import resolve_edit_mask
 from skyreels_rt.conditioning.face import FaceFinder, face_available, face_status
 from skyreels_rt.conditioning.portrait import prepare_portrait
 from skyreels_rt.conditioning.source_video import SourceTrack
+from skyreels_rt.diffusion.blf import full_group_stop
 from skyreels_rt.errors import InvalidArgument, MediaError, ModelError
 from skyreels_rt.kernels import KernelPlan
 from skyreels_rt.media.audio_file import AudioSource, open_audio
@@ -266,11 +267,11 @@ class Engine:
             raise InvalidArgument("seconds", expected="a positive number", got=seconds)
         stride, timeline = parts.vae.spatial_stride, parts.timeline
         total = timeline.num_latents(math.ceil(seconds * settings.fps))
-        hop = settings.window - settings.overlap
-        group = min(total, settings.window + (settings.horizon - 1) * hop)
+        window, overlap, horizon = settings.window, settings.overlap, settings.horizon
+        group = min(total, full_group_stop(0, window=window, overlap=overlap, horizon=horizon))
         per_latent = bytes_per_latent(parts, settings, has_source=options.get("video") is not None)
         _, patch_h, patch_w = parts.transformer.config.patch_size
-        frames = min(settings.window, total) + timeline.primed
+        frames = min(window, total) + timeline.primed
         tokens = frames * (settings.height // stride // patch_h)
         tokens *= settings.width // stride // patch_w
         return MemoryEstimate(

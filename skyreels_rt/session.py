@@ -98,7 +98,8 @@ class Session:
     expected_frames : int, optional
         Frames the speech will need, where that is known in advance; for progress only.
     on_progress : callable, optional
-        Called with a :class:`Progress` after every step and every decoded latent.
+        Called with a :class:`Progress` after every step and every delivered chunk; what it raises
+        comes out of :meth:`frames`, which can go on afterwards.
     is_cancelled : callable, optional
         Asked between steps and between decoded latents; True raises :class:`Cancelled`.
 
@@ -158,7 +159,7 @@ class Session:
             settings.width // components.vae.spatial_stride,
         )
         self._ended = self._closed = False
-        self._planned = 0  # latents that were denoised or decoded: the next group starts here
+        self._planned = 0  # latents denoised so far: the next group adds to them
         channels, rows, columns = self._latent_shape
         nothing = torch.zeros(channels, 0, rows, columns, device=components.device)
         self._kept = self._pending = nothing
@@ -249,8 +250,9 @@ class Session:
             chunk = self._decode(self._pending[:, :1])
             self._pending = self._pending[:, 1:]
             if chunk is not None:
-                self._report("decode", self._frame_index, self.num_frames or self._expected_frames)
+                # Reported once delivered: a callback that raises must not swallow the chunk.
                 yield chunk
+                self._report("decode", self._frame_index, self.num_frames or self._expected_frames)
 
     def close(self) -> None:
         """Close the source video and free tensors; every later call but this one raises."""

@@ -55,20 +55,27 @@ def test_dropping_the_iterator_loses_nothing(components, whole):
     np.testing.assert_array_equal(np.concatenate(made), whole)
 
 
-def test_a_callback_that_raises_loses_nothing(components, whole):
-    calls = []
+@pytest.mark.parametrize("stage", ["denoise", "decode"])
+def test_a_callback_that_raises_loses_nothing(components, whole, stage):
+    troubles = []
 
     def nervous(progress):
-        calls.append(progress)
-        if len(calls) == 1:
+        if progress.stage == stage and len(troubles) < 3:
+            troubles.append(progress)
             raise RuntimeError("host trouble")
 
     session = open_session(components, on_progress=nervous)
     session.push_audio(SPEECH, RATE)
     session.end_audio()
-    with pytest.raises(RuntimeError, match="host trouble"):
-        drain(session)
-    np.testing.assert_array_equal(np.concatenate(drain(session)), whole)
+    made = []
+    while not session.is_finished:
+        try:
+            for chunk in session.frames():
+                made.append(chunk.frames)
+        except RuntimeError:
+            continue
+    assert len(troubles) == 3
+    np.testing.assert_array_equal(np.concatenate(made), whole)
 
 
 @pytest.mark.parametrize(
@@ -151,13 +158,14 @@ def test_closed_session_says_so(components):
 
 def test_speech_past_the_end_of_the_source_is_dropped(components):
     session = open_session(components, source=source_track(9))
-    made = []
+    made, sizes = [], []
     for _ in range(20):
         session.push_audio(SPEECH, RATE)
         made += drain(session)
+        sizes.append(held_bytes(session))
     assert session.is_finished
     assert len(np.concatenate(made)) == 9
-    assert session._speech.num_samples <= 2 * len(SPEECH)
+    assert sizes[-1] == sizes[1]
 
 
 def test_sessions_do_not_disturb_each_other(components, whole):
