@@ -101,7 +101,7 @@ class ConditionTrack:
     Raises
     ------
     InvalidArgument
-        A source video or portrait was given to a model that cannot take one.
+        A source video was given to a model that cannot take one.
     """
 
     def __init__(
