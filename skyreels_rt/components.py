@@ -1,7 +1,8 @@
 """The frozen parts of a loaded model, and how a model folder becomes them.
 
 A folder follows the diffusers layout: ``model_index.json`` names a class for every component, each
-component has a sub-folder with ``config.json`` and safetensors. Class names are looked up in the
+component has a sub-folder with ``config.json`` and safetensors. ``_base`` may name a folder beside
+this one, which holds the components that this one lacks. Class names are looked up in the
 fixed tables below; nothing in a folder can name code.
 """
 
@@ -44,7 +45,7 @@ from skyreels_rt.models.wan_vae import WanVAE
 from skyreels_rt.types import Timeline
 from skyreels_rt.weights.diffusers_layout import transformer_config_from_diffusers
 from skyreels_rt.weights.key_maps import clip_vision_key, diffusers_wan_key, whisper_encoder_key
-from skyreels_rt.weights.loader import load_weights, save_weights
+from skyreels_rt.weights.loader import load_weights, save_weights, stored_dtype
 
 PIPELINE_CLASS = "SkyReelsAudioPipeline"
 TRANSFORMER_CLASSES = ("SkyReelsTransformer", "WanTransformer3DModel")
@@ -162,9 +163,21 @@ def load_components(
     return parts
 
 
+def stored_transformer_dtype(folder: Path) -> torch.dtype | None:
+    """Type that the transformer of a model folder is stored in; None where it cannot be told.
+
+    What is wrong with the folder is for :func:`load_components` to say.
+    """
+    try:
+        return stored_dtype(folder / "transformer")
+    except ModelError:
+        return None
+
+
 def _require_fit(parts: Components) -> None:
     """Raise unless the components' sizes fit each other."""
-    config, grid = parts.transformer.config, parts.vae.spatial_stride * 2
+    config = parts.transformer.config
+    grid = parts.vae.spatial_stride * config.patch_size[1]
     fits = [
         ("vae latent channels", parts.vae.latent_channels, config.out_channels),
         ("text encoder width", parts.text_encoder.text_dim, config.text_dim),
@@ -201,6 +214,7 @@ class _FolderLoader:
         plan: KernelPlan,
     ) -> None:
         self.folder = folder
+        self.base = _base_folder(folder, index)
         self.index = index
         self.device = device
         self.dtype = dtype
@@ -208,7 +222,7 @@ class _FolderLoader:
 
     def transformer(self) -> SkyReelsTransformer:
         name = self._class_name("transformer", TRANSFORMER_CLASSES)
-        data = read_json(self.folder / "transformer" / "config.json")
+        data = read_json(self._path("transformer") / "config.json")
         if name == "WanTransformer3DModel":
             config = transformer_config_from_diffusers(data, where="transformer/config.json")
             key_map: Callable[[str], str] | None = diffusers_wan_key
@@ -222,7 +236,7 @@ class _FolderLoader:
 
     def vae(self) -> VideoVAE:
         name = self._class_name("vae", VAE_CLASSES)
-        data = read_json(self.folder / "vae" / "config.json")
+        data = read_json(self._path("vae") / "config.json")
         with torch.device("meta"):
             model: VideoVAE = (
                 TinyVAE(config_from_dict(TinyVAEConfig, data, where="vae/config.json"))
@@ -240,7 +254,7 @@ class _FolderLoader:
         if not needed:
             return None, AudioFeatureConfig()
         self._class_name("audio_encoder", AUDIO_CLASSES)
-        folder = self.folder / "audio_encoder"
+        folder = self._path("audio_encoder")
         config = read_json(folder / "config.json")
         features = config_from_dict(
             AudioFeatureConfig,
@@ -254,7 +268,7 @@ class _FolderLoader:
 
     def text_encoder(self, transformer: TransformerConfig) -> TextEncoder:
         name = self._class_name("text_encoder", TEXT_CLASSES)
-        data = read_json(self.folder / "text_encoder" / "config.json")
+        data = read_json(self._path("text_encoder") / "config.json")
         if name == "ByteTextEncoder":
             config = config_from_dict(ByteTextConfig, data, where="text_encoder/config.json")
             with torch.device("meta"):
@@ -266,18 +280,23 @@ class _FolderLoader:
         # T5's activations overflow in float16.
         dtype = torch.bfloat16 if self.dtype == torch.float16 else self.dtype
         self._fill(model, "text_encoder", dtype=dtype)
-        tokenizer = self.folder / "tokenizer" / "tokenizer.json"
+        tokenizer = self._path("tokenizer") / "tokenizer.json"
         return UMT5TextEncoder(model, tokenizer, text_length=transformer.text_length)
 
     def image_encoder(self, *, needed: bool) -> ClipImageEncoder | None:
         if not needed:
             return None
         self._class_name("image_encoder", IMAGE_CLASSES)
-        data = read_json(self.folder / "image_encoder" / "config.json")
+        data = read_json(self._path("image_encoder") / "config.json")
         with torch.device("meta"):
             model = build_clip_vision(data)
         self._fill(model, "image_encoder", key_map=clip_vision_key, dtype=self.dtype)
         return ClipImageEncoder(model)
+
+    def _path(self, component: str) -> Path:
+        """Sub-folder of a component: the folder's own, else its base's."""
+        own = self.folder / component
+        return own if self.base is None or own.is_dir() else self.base / component
 
     def _class_name(self, component: str, known: tuple[str, ...]) -> str:
         entry = self.index.get(component)
@@ -300,12 +319,26 @@ class _FolderLoader:
     ) -> None:
         load_weights(
             module,
-            self.folder / component,
+            self._path(component),
             device=self.device,
             dtype=dtype,
             key_map=key_map,
         )
         module.eval().requires_grad_(False)
+
+
+def _base_folder(folder: Path, index: dict[str, Any]) -> Path | None:
+    """Folder beside ``folder`` that ``_base`` names, or None."""
+    name = index.get("_base")
+    if name is None:
+        return None
+    if not isinstance(name, str) or Path(name).name != name or name in ("", "..", "."):
+        raise ModelError(
+            f"{folder / 'model_index.json'}: _base is {name!r}.",
+            stage="load",
+            hint="It is the plain name of a folder beside this one.",
+        )
+    return folder.parent / name
 
 
 WAN_VAE_UNUSED = frozenset(
@@ -327,6 +360,8 @@ def save_components(
     audio_config: dict[str, Any],
     audio_features: AudioFeatureConfig,
     generation: GenerationConfig,
+    dtype: torch.dtype | None = None,
+    max_shard_bytes: float = 5e9,
 ) -> None:
     """Write a model folder that :func:`load_components` reads.
 
@@ -342,6 +377,10 @@ def save_components(
         Its grid.
     generation : GenerationConfig
         How the model is meant to be run.
+    dtype : torch.dtype, optional
+        Type of the stored weights; their own by default.
+    max_shard_bytes : float
+        A larger component is split into several files.
 
     Raises
     ------
@@ -366,6 +405,15 @@ def save_components(
         write_json(folder / "audio_encoder" / "feature_config.json", config_to_dict(audio_features))
     for name, module, config in parts:
         write_json(folder / name / "config.json", config)
-        save_weights(module.state_dict(), folder / name, filename="model.safetensors")
+        weights = {
+            key: value if dtype is None else value.to(dtype)
+            for key, value in module.state_dict().items()
+        }
+        save_weights(
+            weights,
+            folder / name,
+            filename="model.safetensors",
+            max_shard_bytes=max_shard_bytes,
+        )
     write_json(folder / "generation_config.json", config_to_dict(generation))
     write_json(folder / "model_index.json", index)

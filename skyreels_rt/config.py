@@ -26,6 +26,7 @@ REFERENCE_CHANNELS = 16
 
 ReferenceMode = Literal["all_frames", "leading_slot", "none"]
 GuidanceForm = Literal["audio_first", "text_first"]
+Prediction = Literal["velocity", "reference_residual"]
 SolverName = Literal["euler", "unipc"]
 Ramp = Literal["linear", "uniform"]
 
@@ -91,6 +92,11 @@ class TransformerConfig:
         Epsilon of every norm.
     mask_known_value : int
         Value of the condition mask where a frame is given: 1 for Wan and SkyReels.
+    prediction : {"velocity", "reference_residual"}
+        What the blocks predict: the flow velocity, as Wan does, or what the clean latents differ
+        by from the reference latents among the condition channels. The model returns a velocity
+        either way. A patch with more values than the model is wide cannot carry its noise through
+        the blocks, which a velocity needs (after "Back to Basics", arXiv 2511.13720).
     audio : AudioAdapterConfig or None
         Audio adapter; None builds a plain Wan transformer.
     """
@@ -108,6 +114,7 @@ class TransformerConfig:
     image_dim: int | None = None
     eps: float = 1e-6
     mask_known_value: int = 1
+    prediction: Prediction = "velocity"
     audio: AudioAdapterConfig | None = None
 
     def __post_init__(self) -> None:
@@ -135,6 +142,10 @@ class TransformerConfig:
                 "in_channels",
                 expected=f"out_channels={self.out_channels} plus 0, 16, 17 or 20",
                 got=self.in_channels,
+            )
+        if self.prediction == "reference_residual" and not self.condition_channels:
+            raise InvalidArgument(
+                "prediction", expected="'velocity' without condition channels", got=self.prediction
             )
         if self.mask_known_value not in (0, 1):
             raise InvalidArgument("mask_known_value", expected="0 or 1", got=self.mask_known_value)
@@ -211,24 +222,34 @@ class TinyVAEConfig:
     ----------
     z_dim : int
         Latent channels.
+    patch_size : int
+        Side of the pixel squares folded into channels before the first convolution: 1, or 2, which
+        takes the place of the first spatial halving and quarters the work there (as in Wan2.2's
+        VAE).
     encoder_dims, decoder_dims : tuple of int
         Widths from the pixel side to the latent side (encoder) and back (decoder), four each:
         three spatial halvings, the last two of which also halve time.
-    num_blocks : int
-        Memory blocks a level.
+    num_blocks : tuple of int
+        Memory blocks of each of the three levels, from the pixel side.
     latents_mean, latents_std : tuple of float
         As in :class:`WanVAEConfig`; one number each stands for all channels.
     """
 
     z_dim: int = 16
+    patch_size: int = 1
     encoder_dims: tuple[int, int, int, int] = (64, 64, 64, 64)
     decoder_dims: tuple[int, int, int, int] = (256, 128, 64, 64)
-    num_blocks: int = 3
+    num_blocks: tuple[int, int, int] = (3, 3, 3)
     latents_mean: tuple[float, ...] = (0.0,)
     latents_std: tuple[float, ...] = (1.0,)
 
     def __post_init__(self) -> None:
-        require_positive(self, "z_dim", "num_blocks")
+        if self.z_dim < 3:
+            raise InvalidArgument("z_dim", expected="at least 3, for the colour", got=self.z_dim)
+        if len(self.num_blocks) != 3 or min(self.num_blocks) < 1:
+            raise InvalidArgument("num_blocks", expected="3 positive numbers", got=self.num_blocks)
+        if self.patch_size not in (1, 2):
+            raise InvalidArgument("patch_size", expected="1 or 2", got=self.patch_size)
         for name in ("encoder_dims", "decoder_dims"):
             if len(getattr(self, name)) != 4:
                 raise InvalidArgument(name, expected="4 widths", got=getattr(self, name))

@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Unpack
 
@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from skyreels_rt.audio.resample import ResampledAudio
-from skyreels_rt.components import Components, load_components
+from skyreels_rt.components import Components, load_components, stored_transformer_dtype
 from skyreels_rt.conditioning.edit_mask import resolve_edit_mask
 from skyreels_rt.conditioning.face import FaceFinder, face_available, face_status
 from skyreels_rt.conditioning.portrait import prepare_portrait
@@ -40,8 +40,14 @@ from skyreels_rt.session import JobSettings, Session
 from skyreels_rt.types import FrameChunk
 
 TINY_NAME = "tiny-random"
+_ASSETS = Path(__file__).parent / "assets"
 
 logger = logging.getLogger(__name__)
+
+
+def embedded_models() -> tuple[str, ...]:
+    """Names of the trained models inside the package."""
+    return tuple(sorted(index.parent.name for index in _ASSETS.glob("*/model_index.json")))
 
 
 @dataclass(frozen=True)
@@ -103,11 +109,13 @@ class Engine:
         Parameters
         ----------
         model : str or Path
-            A model folder, or ``"tiny-random"``: a seeded random model of the real topology.
+            A model folder, the name of an embedded model (:func:`embedded_models`), or
+            ``"tiny-random"``: a seeded random model of the real topology.
         device : str or torch.device
             ``"auto"`` is CUDA where there is one, else the CPU.
         dtype : str or torch.dtype
-            ``"auto"`` is bfloat16 on CUDA, float32 on the CPU.
+            ``"auto"`` is bfloat16 on CUDA, float32 on the CPU; weights stored in bfloat16 stay so
+            on a CPU with AMX.
         kernels : str or dict
             ``"auto"``, ``"reference"``, or an implementation for some operators by name.
 
@@ -124,12 +132,13 @@ class Engine:
         """
         where = resolve_device(device)
         kind = resolve_dtype(dtype, where)
-        plan = KernelPlan.choose(where, kind, kernels)
         if str(model) == TINY_NAME:
+            plan = KernelPlan.choose(where, kind, kernels)
             from skyreels_rt.testing.tiny import tiny_components
 
             return cls(tiny_components(device=where, dtype=kind, plan=plan))
-        folder = Path(model)
+        embedded = isinstance(model, str) and model in embedded_models()
+        folder = _ASSETS / model if embedded else Path(model)
         if folder.is_file():
             raise ModelError(
                 f"{folder}: a file, expected a model folder.",
@@ -138,12 +147,16 @@ class Engine:
                 "a folder with safetensors first.",
             )
         if not folder.is_dir():
+            names = ", ".join((*embedded_models(), TINY_NAME))
             raise ModelError(
                 f"{model}: no such model.",
                 stage="load",
-                hint=f"Give a model folder, or {TINY_NAME!r}.",
+                hint=f"Give a model folder, or one of: {names}.",
             )
-        return cls(load_components(folder, device=where, dtype=kind, plan=plan))
+        kind = resolve_dtype(dtype, where, stored=stored_transformer_dtype(folder))
+        plan = KernelPlan.choose(where, kind, kernels)
+        parts = load_components(folder, device=where, dtype=kind, plan=plan)
+        return cls(replace(parts, name=model) if isinstance(model, str) and embedded else parts)
 
     # ------------------------------------------------------------------------------------- jobs
 

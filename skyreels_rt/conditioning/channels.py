@@ -66,6 +66,25 @@ def latent_mask(alpha: NDArray[np.float32], spatial_stride: int, temporal_stride
     return torch.from_numpy(slots.astype(np.float32))
 
 
+def edited_cells(alpha: NDArray[np.float32], spatial_stride: int) -> NDArray[np.bool_]:
+    """Pixels of every latent cell that an edit touches, shape (F, H, W).
+
+    The whole cell is unknown to the model (:func:`latent_mask`), so the whole cell is hidden from
+    the VAE, as in training.
+
+    Parameters
+    ----------
+    alpha : ndarray, shape (F, H, W), float32 in [0, 1]
+        Weight of the edit; H and W are multiples of ``spatial_stride``.
+    spatial_stride : int
+        Pixels per side of a cell.
+    """
+    num_frames, height, width = alpha.shape
+    h, w = height // spatial_stride, width // spatial_stride
+    cells = (alpha > 0).reshape(num_frames, h, spatial_stride, w, spatial_stride).any(axis=(2, 4))
+    return cells.repeat(spatial_stride, axis=1).repeat(spatial_stride, axis=2)
+
+
 def condition_channels(
     config: TransformerConfig,
     num_latents: int,

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from skyreels_rt.conditioning.channels import condition_channels, latent_mask
+from skyreels_rt.conditioning.channels import condition_channels, edited_cells, latent_mask
 from skyreels_rt.conditioning.source_video import SourceTrack, composite
 from skyreels_rt.config import TransformerConfig
 from skyreels_rt.errors import InvalidArgument
@@ -220,8 +220,9 @@ class ConditionTrack:
         if self._reference is None and self._references_every_frame:
             self._reference = encode_portrait(frames[0], self._vae)
         video = to_video_tensor(frames, self._vae)
-        # The region to be generated is blanked, so that no trace of the old mouth is encoded.
-        video[:, :, torch.from_numpy(alpha > 0)] = 0
+        # What is to be generated is blanked, so that no trace of the old mouth is encoded.
+        blank = edited_cells(alpha, self._vae.spatial_stride)
+        video[:, :, torch.from_numpy(blank)] = 0
         latents, self._cache = self._vae.encode_step(video, self._cache)
         stride = self._timeline.temporal_stride
         self._latents.append(latents[0, :, 0].float().cpu())

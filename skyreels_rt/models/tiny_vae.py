@@ -2,12 +2,15 @@
 
 The idea of a per-block memory of the frame before, and of merging and growing time in convolutions
 without attention or norms, is that of TAEHV (madebyollin/taehv). Blocks are pre-activation
-residual with SiLU: with ReLU behind the sum, training was measured to stall.
+residual with SiLU: with ReLU behind the sum, training was measured to stall. The first three latent
+channels also carry each cell's mean colour past all weights, so training starts from a coarse
+picture (22 dB) and spends itself on detail.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from typing import cast
 
 import torch
@@ -20,6 +23,12 @@ from skyreels_rt.models.vae_blocks import split_time
 
 HALVES_TIME = (False, True, True)
 """Whether each of the three spatial halvings, from the pixel side, also halves time."""
+
+
+_CELL = 8
+
+INITIAL_GAIN = 1.0
+"""Standard deviation of what a convolution starts with, for inputs of unit size."""
 
 
 class FrameConv(nn.Conv2d):
@@ -66,7 +75,8 @@ class MemoryBlock(nn.Module):
     def forward(self, x: Tensor, caches: StepCaches) -> Tensor:
         """Activations of ``x``, both (B, C, F, H, W)."""
         active = F.silu(x)
-        before = caches.prepend(active, 1)[:, :, :-1]
+        # Before the first frame stands itself: a still picture has the same latents throughout.
+        before = caches.prepend(active, 1, repeat_first=True)[:, :, :-1]
         y = self.conv1(torch.cat([active, before], dim=1))
         y = self.conv2(F.silu(y, inplace=True))
         y += x
@@ -85,25 +95,31 @@ class Encoder(nn.Module):
     def __init__(self, config: TinyVAEConfig) -> None:
         super().__init__()
         dims = config.encoder_dims
-        self.conv_in = FrameConv(3, dims[0])
+        self.patch_size = config.patch_size
+        self.conv_in = FrameConv(3 * config.patch_size**2, dims[0])
         self.downs = nn.ModuleList()
         self.levels = nn.ModuleList()
-        for (in_dim, out_dim), halves in zip(itertools.pairwise(dims), HALVES_TIME, strict=True):
-            self.downs.append(FrameConv(in_dim * (2 if halves else 1), out_dim, stride=2))
-            self.levels.append(_blocks(out_dim, config.num_blocks))
+        strides = (1 if config.patch_size == 2 else 2, 2, 2)
+        widths = zip(itertools.pairwise(dims), HALVES_TIME, strides, config.num_blocks, strict=True)
+        for (in_dim, out_dim), halves, stride, depth in widths:
+            self.downs.append(FrameConv(in_dim * (2 if halves else 1), out_dim, stride=stride))
+            self.levels.append(_blocks(out_dim, depth))
         self.conv_out = FrameConv(dims[-1], config.z_dim)
 
     def forward(self, frames: Tensor, caches: StepCaches) -> Tensor:
         """Raw latents (B, C, 1, h, w) of ``frames``, shape (B, 3, 4, H, W)."""
-        x = self.conv_in(frames)
+        pixels = _merge_pixels(frames, self.patch_size)
+        x = self.conv_in(pixels)
         for down, level, halves in zip(self.downs, self.levels, HALVES_TIME, strict=True):
-            x = F.silu(x)
             if halves:
                 x = torch.cat([x[:, :, 0::2], x[:, :, 1::2]], dim=1)
-            x = down(x)
+            conv = cast(FrameConv, down)
+            x = conv(F.silu(x))
             for block in cast(nn.ModuleList, level):
                 x = block(x, caches)
-        return cast(Tensor, self.conv_out(F.silu(x)))
+        latents = cast(Tensor, self.conv_out(F.silu(x)))
+        coarse = _unfold(F.avg_pool2d(_fold(frames.mean(2, keepdim=True)), _CELL), x.shape[0])
+        return torch.cat([latents[:, :3] + coarse, latents[:, 3:]], dim=1)
 
 
 class Decoder(nn.Module):
@@ -118,31 +134,41 @@ class Decoder(nn.Module):
     def __init__(self, config: TinyVAEConfig) -> None:
         super().__init__()
         dims = config.decoder_dims
+        self.patch_size = config.patch_size
         self.conv_in = FrameConv(config.z_dim, dims[0])
         self.levels = nn.ModuleList()
         self.grows = nn.ModuleList()
         self.ups = nn.ModuleList()
-        doubles_time = reversed(HALVES_TIME)
-        for (in_dim, out_dim), doubles in zip(itertools.pairwise(dims), doubles_time, strict=True):
-            self.levels.append(_blocks(in_dim, config.num_blocks))
+        levels = zip(reversed(HALVES_TIME), reversed(config.num_blocks), strict=True)
+        for (in_dim, out_dim), (doubles, depth) in zip(
+            itertools.pairwise(dims), levels, strict=True
+        ):
+            self.levels.append(_blocks(in_dim, depth))
             # Time grows before space: a quarter of the work.
             grow = FrameConv(in_dim, in_dim * 2, kernel_size=1) if doubles else nn.Identity()
             self.grows.append(grow)
             self.ups.append(FrameConv(in_dim, out_dim))
-        self.conv_out = FrameConv(dims[-1], 3)
+        self.scales = (2, 2, 1 if config.patch_size == 2 else 2)
+        self.conv_out = FrameConv(dims[-1], 3 * config.patch_size**2)
 
     def forward(self, latents: Tensor, caches: StepCaches) -> Tensor:
         """Frames (B, 3, 4, H, W) of ``latents``, shape (B, C, 1, h, w)."""
         x = self.conv_in(latents)
-        for level, grow, up in zip(self.levels, self.grows, self.ups, strict=True):
+        stages = zip(self.levels, self.grows, self.ups, self.scales, strict=True)
+        for level, grow, up, scale in stages:
             for block in cast(nn.ModuleList, level):
                 x = block(x, caches)
+            conv = cast(FrameConv, up)
             x = F.silu(x)
             if isinstance(grow, FrameConv):
                 x = split_time(grow(x))
-            large = F.interpolate(_fold(x), scale_factor=2.0, mode="nearest")
-            x = up(_unfold(large, x.shape[0]))
-        return cast(Tensor, self.conv_out(F.silu(x)))
+            if scale > 1:
+                large = F.interpolate(_fold(x), scale_factor=float(scale), mode="nearest")
+                x = _unfold(large, x.shape[0])
+            x = conv(x)
+        y = _split_pixels(self.conv_out(F.silu(x)), self.patch_size)
+        coarse = F.interpolate(_fold(latents[:, :3]), scale_factor=float(_CELL), mode="nearest")
+        return y + _unfold(coarse, latents.shape[0])
 
 
 class TinyVAE(VideoVAE):
@@ -162,18 +188,21 @@ class TinyVAE(VideoVAE):
         self.config = config
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
+        _start_small(self)
 
     def encoder_cache_shapes(self, height: int, width: int) -> tuple[CacheShape, ...]:
         """Shapes of the encoder's caches for frames of ``height`` x ``width`` pixels."""
-        dims, depth = self.config.encoder_dims, self.config.num_blocks
+        dims, depths = self.config.encoder_dims, self.config.num_blocks
         shapes = [(dims[n], 1, height >> n, width >> n) for n in (1, 2, 3)]
-        return tuple(shape for shape in shapes for _ in range(depth))
+        levels = zip(shapes, depths, strict=True)
+        return tuple(shape for shape, depth in levels for _ in range(depth))
 
     def decoder_cache_shapes(self, height: int, width: int) -> tuple[CacheShape, ...]:
         """Shapes of the decoder's caches for frames of ``height`` x ``width`` pixels."""
-        dims, depth = self.config.decoder_dims, self.config.num_blocks
+        dims, depths = self.config.decoder_dims, reversed(self.config.num_blocks)
         shapes = [(dims[3 - n], 1, height >> n, width >> n) for n in (3, 2, 1)]
-        return tuple(shape for shape in shapes for _ in range(depth))
+        levels = zip(shapes, depths, strict=True)
+        return tuple(shape for shape, depth in levels for _ in range(depth))
 
     def _encode_raw(self, frames: Tensor, caches: StepCaches) -> Tensor:
         if caches.is_first:
@@ -187,9 +216,30 @@ class TinyVAE(VideoVAE):
         return frames[:, :, -1:] if caches.is_first else frames
 
 
+def _start_small(vae: nn.Module) -> None:
+    """Initial weights of unit gain; the blocks start as identity."""
+    for module in vae.modules():
+        if isinstance(module, FrameConv):
+            nn.init.normal_(module.weight, std=INITIAL_GAIN / math.sqrt(module.weight[0].numel()))
+            nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+    for module in vae.modules():
+        if isinstance(module, MemoryBlock):
+            nn.init.zeros_(module.conv2.weight)
+
+
 def _blocks(dim: int, count: int) -> nn.ModuleList:
     """``count`` memory blocks of width ``dim``."""
     return nn.ModuleList(MemoryBlock(dim) for _ in range(count))
+
+
+def _merge_pixels(x: Tensor, patch: int) -> Tensor:
+    """Squares of pixels to channels: (B, C, F, H, W) to (B, C p p, F, H / p, W / p)."""
+    return x if patch == 1 else _unfold(F.pixel_unshuffle(_fold(x), patch), x.shape[0])
+
+
+def _split_pixels(x: Tensor, patch: int) -> Tensor:
+    """Undo :func:`_merge_pixels`."""
+    return x if patch == 1 else _unfold(F.pixel_shuffle(_fold(x), patch), x.shape[0])
 
 
 def _fold(x: Tensor) -> Tensor:

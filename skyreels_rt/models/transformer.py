@@ -23,6 +23,9 @@ from skyreels_rt.models.attention import CrossAttention, KeysValues, SelfAttenti
 from skyreels_rt.models.audio_adapter import AudioCrossAttention, AudioPacker
 from skyreels_rt.models.rope import rope_tables
 
+SIGMA_FLOOR = 1e-3
+"""Least noise level that a clean prediction is divided by."""
+
 
 @dataclass(frozen=True)
 class ContextCache:
@@ -304,7 +307,18 @@ class SkyReelsTransformer(nn.Module):
         modulation = self.time_projection(time_BD).float().unflatten(-1, (6, -1))
         for index, block in enumerate(self.blocks):
             x_BLD = block(x_BLD, modulation, rope, context, index)
-        return self._join_patches(self.head(x_BLD, time_BD), frames, height, width)
+        output = self._join_patches(self.head(x_BLD, time_BD), frames, height, width)
+        if self.config.prediction == "velocity":
+            return output
+        return self._velocity_from_residual(output, latents_BCFHW, timestep)
+
+    def _velocity_from_residual(self, output: Tensor, latents: Tensor, timestep: Tensor) -> Tensor:
+        """Velocity that leads to the clean latents ``reference + output``, in float32 inside."""
+        channels = self.config.out_channels
+        noisy, reference = latents[:, :channels].float(), latents[:, -channels:].float()
+        sigma = (timestep.to(latents.device, torch.float32) / 1000).clamp_min(SIGMA_FLOOR)
+        velocity = (noisy - reference - output.float()) / sigma.view(-1, 1, 1, 1, 1)
+        return velocity.to(output.dtype)
 
     def _blocks(self) -> list[TransformerBlock]:
         return [block for block in self.blocks if isinstance(block, TransformerBlock)]

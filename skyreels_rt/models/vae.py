@@ -56,8 +56,8 @@ class StepCaches:
         """Store ``cache``, shape (B, C, frames, H, W), for the next step."""
         self._written.append(cache)
 
-    def prepend(self, x: Tensor, num_frames: int) -> Tensor:
-        """``x`` behind the last ``num_frames`` frames of the step before (zeros if there is none).
+    def prepend(self, x: Tensor, num_frames: int, *, repeat_first: bool = False) -> Tensor:
+        """``x`` behind the last ``num_frames`` frames of the step before.
 
         Parameters
         ----------
@@ -65,12 +65,16 @@ class StepCaches:
             New activations, in channels-last order.
         num_frames : int
             Frames to remember.
+        repeat_first : bool
+            On the first step the frames before are copies of the first one, not zeros.
 
         Returns
         -------
         Tensor, shape (B, C, num_frames + F, H, W)
         """
-        if self.is_first:
+        if self.is_first and repeat_first:
+            past = x[:, :, :1].expand(-1, -1, num_frames, -1, -1)
+        elif self.is_first:
             batch, channels, _, height, width = x.shape
             past = x.new_zeros((batch, channels, num_frames, height, width))
             past = past.contiguous(memory_format=torch.channels_last_3d)

@@ -69,7 +69,7 @@ class TinyModel:
     )
     vae: TinyVAEConfig = field(
         default_factory=lambda: TinyVAEConfig(
-            encoder_dims=(16, 32, 32, 48), decoder_dims=(48, 32, 32, 16), num_blocks=1
+            encoder_dims=(16, 32, 32, 48), decoder_dims=(48, 32, 32, 16), num_blocks=(1, 1, 1)
         )
     )
     text: ByteTextConfig = field(default_factory=lambda: ByteTextConfig(dim=64, max_bytes=63))

@@ -14,6 +14,7 @@ import re
 import secrets
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import cast
 
@@ -35,6 +36,7 @@ PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"})
 # One plain ASCII file name: no separator, drive letter, NUL or leading dot can pass.
 FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*\.safetensors")
 
+_COMPUTE_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _FLOAT_CODES = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"})
 _EXACT_CODES = {
     torch.int64: "I64",
@@ -183,6 +185,26 @@ def _index_text(names: list[str], parts: list[dict[str, Tensor]]) -> str:
     total = sum(tensor.numel() * tensor.itemsize for part in parts for tensor in part.values())
     weight_map = {key: name for name, part in zip(names, parts, strict=True) for key in part}
     return json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2)
+
+
+def stored_dtype(folder: Path) -> torch.dtype | None:
+    """Type of most of a checkpoint's numbers, from its headers; None if models do not run in it.
+
+    Parameters
+    ----------
+    folder : Path
+        A component's folder.
+
+    Raises
+    ------
+    ModelError
+        There are no readable weights.
+    """
+    sizes: dict[str, int] = {}
+    for entry in _read_headers(_weight_files(folder)).values():
+        sizes[entry.code] = sizes.get(entry.code, 0) + prod(entry.shape)
+    most = max(sizes, key=lambda code: sizes[code], default="")
+    return _COMPUTE_DTYPES.get(most)
 
 
 def weights_fingerprint(module: nn.Module) -> str:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from skyreels_rt.conditioning.channels import condition_channels, latent_mask
+from skyreels_rt.conditioning.channels import condition_channels, edited_cells, latent_mask
 from skyreels_rt.config import TransformerConfig
 from skyreels_rt.errors import InvalidArgument
 from skyreels_rt.types import Timeline
@@ -258,3 +258,14 @@ def test_bad_tensors_are_named(argument, change):
     with pytest.raises(InvalidArgument) as caught:
         condition_channels(config_of(20), 5, 3, 4, **tensors)
     assert caught.value.argument == argument
+
+
+def test_edited_cells_are_those_that_the_mask_calls_unknown():
+    alpha = alpha_of(1 + STRIDE * (NUM_LATENTS - 1))
+    blank = edited_cells(alpha, 8)
+    assert blank.shape == alpha.shape and blank[alpha > 0].all()
+    known = latent_mask(blank.astype(np.float32), 8, STRIDE)
+    assert torch.equal(known, latent_mask(alpha, 8, STRIDE))
+    # Whole cells: every pixel of a cell is what its corner is.
+    corner = blank[:, ::8, ::8].repeat(8, axis=1).repeat(8, axis=2)
+    np.testing.assert_array_equal(blank, corner)

@@ -1,6 +1,7 @@
 """Model folders: what is written loads again, and every defect is named."""
 
 import json
+import shutil
 import sys
 from dataclasses import replace
 
@@ -161,3 +162,31 @@ def test_wan_vae_and_clip_free_model_runs():
     video = engine.generate(SPEECH, image=image, sample_rate=16_000)
     assert video.frames.shape == (19, 32, 32, 3)
     assert video.frames.std() > 0
+
+
+def share(folder, name="other", base="model"):
+    """A second folder that has only a transformer of its own."""
+    other = folder.parent / name
+    shutil.copytree(folder, other)
+    for part in ("vae", "audio_encoder", "text_encoder"):
+        shutil.rmtree(other / part)
+    edit(other / "model_index.json", _base=base)
+    return other
+
+
+def test_a_folder_may_take_components_from_the_one_beside_it(folder):
+    options = {"prompt": "hello", "sample_rate": 16_000}
+    videos = [rt.Engine.from_pretrained(f).generate(SPEECH, **options) for f in
+              (folder, share(folder))]  # fmt: skip
+    np.testing.assert_array_equal(videos[0].frames, videos[1].frames)
+
+
+@pytest.mark.parametrize("base", ["../model", "/model", "..", "", 3])
+def test_a_base_is_a_plain_name(folder, base):
+    with pytest.raises(errors.ModelError, match="_base"):
+        rt.Engine.from_pretrained(share(folder, base=base))
+
+
+def test_a_base_that_lacks_a_component_too_is_named(folder):
+    with pytest.raises(errors.ModelError, match="nowhere"):
+        rt.Engine.from_pretrained(share(folder, base="nowhere"))

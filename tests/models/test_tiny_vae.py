@@ -2,32 +2,39 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from skyreels_rt.config import TinyVAEConfig
 from skyreels_rt.errors import InvalidArgument
 from skyreels_rt.models.tiny_vae import TinyVAE
+from skyreels_rt.testing.tiny import randomise
 
 SMALL = TinyVAEConfig(
-    z_dim=8, encoder_dims=(8, 12, 16, 20), decoder_dims=(20, 16, 12, 8), num_blocks=2
+    z_dim=8, encoder_dims=(8, 12, 16, 20), decoder_dims=(20, 16, 12, 8), num_blocks=(2, 1, 2)
 )
+FOLDED = replace(SMALL, patch_size=2)
 
 
 def seeded(config: TinyVAEConfig = SMALL) -> TinyVAE:
-    torch.manual_seed(0)
-    return TinyVAE(config).eval()
+    """As built, but no weight is zero: blocks start as identity, which would hide their faults."""
+    vae = TinyVAE(config).eval()
+    randomise(vae, 0)
+    return vae
 
 
 def random_frames(*shape: int) -> torch.Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
 
+@pytest.mark.parametrize("config", [SMALL, FOLDED], ids=["plain", "folded"])
 @pytest.mark.parametrize("size", [(1, 24, 32), (2, 16, 16), (1, 8, 8)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.inference_mode()
-def test_steps_and_whole_clip_are_the_same_bytes(size, dtype):
-    vae = seeded().to(dtype)
+def test_steps_and_whole_clip_are_the_same_bytes(size, dtype, config):
+    vae = seeded(config).to(dtype)
     batch, height, width = size
     frames = random_frames(batch, 3, 13, height, width).to(dtype)
     latents, cache = [], None
@@ -125,7 +132,7 @@ def test_latents_are_normalised_by_the_configured_statistics():
             z_dim=8,
             encoder_dims=SMALL.encoder_dims,
             decoder_dims=SMALL.decoder_dims,
-            num_blocks=2,
+            num_blocks=SMALL.num_blocks,
             latents_mean=(0.5,),
             latents_std=(2.0,),
         )
@@ -158,5 +165,31 @@ def test_what_does_not_fit_is_refused():
         vae.encode(torch.zeros(1, 3, 6, 16, 16))
     with pytest.raises(InvalidArgument, match="multiples of 8"):
         vae.encode(torch.zeros(1, 3, 5, 12, 16))
-    with pytest.raises(InvalidArgument, match="cache: expected 6 tensors, got 0"):
+    with pytest.raises(InvalidArgument, match="cache: expected 5 tensors, got 0"):
         vae.decode_step(torch.zeros(1, 8, 1, 2, 2), ())
+
+
+@pytest.mark.parametrize("config", [SMALL, FOLDED], ids=["plain", "folded"])
+@torch.inference_mode()
+def test_a_still_picture_has_the_same_latents_throughout(config):
+    """So the portrait's latents, encoded alone, are those of a background that stays."""
+    still = random_frames(1, 3, 1, 16, 24).expand(-1, -1, 13, -1, -1)
+    latents = seeded(config).encode(still)
+    assert all(torch.equal(latents[:, :, 0], latent) for latent in latents.unbind(2))
+
+
+@torch.inference_mode()
+def test_mean_colours_pass_an_untrained_model():
+    vae = seeded(replace(SMALL, z_dim=3))
+    for module in (vae.encoder.conv_out, vae.decoder.conv_out):
+        torch.nn.init.zeros_(module.weight)
+        torch.nn.init.zeros_(module.bias)
+    colours = random_frames(1, 3, 1, 2, 3)
+    frames = colours.repeat_interleave(8, 3).repeat_interleave(8, 4).expand(-1, -1, 5, -1, -1)
+    torch.testing.assert_close(vae.decode(vae.encode(frames)), frames.contiguous())
+
+
+def test_impossible_sizes_are_refused():
+    for name, value in (("patch_size", 4), ("num_blocks", (1, 0, 1)), ("z_dim", 2)):
+        with pytest.raises(InvalidArgument, match=name):
+            replace(SMALL, **{name: value})

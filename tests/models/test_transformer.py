@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from skyreels_rt.config import AudioAdapterConfig, TransformerConfig
 from skyreels_rt.errors import InvalidArgument
 from skyreels_rt.kernels import KernelPlan
+from skyreels_rt.models.attention import attend
 from skyreels_rt.models.audio_adapter import AudioPacker
 from skyreels_rt.models.rope import rope_tables
 from skyreels_rt.models.transformer import ContextCache, SkyReelsTransformer
@@ -257,3 +258,48 @@ def test_model_without_branch_refuses_its_condition():
         model.image_context(torch.zeros(1, 3, 8))
     with pytest.raises(InvalidArgument, match="audio"):
         model.audio_context(torch.zeros(1, 3, 8, 64))
+
+
+def residual_model():
+    tiny = TinyModel().with_transformer(prediction="reference_residual")
+    model = tiny_components(tiny).transformer
+    return model, ContextCache(text=model.text_context(torch.zeros(1, 64, 64)))
+
+
+def test_a_residual_model_without_output_leads_to_its_reference():
+    """Its velocity brings any noisy latents, from any level, to the reference latents at once."""
+    model, context = residual_model()
+    torch.nn.init.zeros_(model.head.head.weight)
+    torch.nn.init.zeros_(model.head.head.bias)
+    inputs = torch.randn(1, 36, 2, 4, 6)
+    for sigma in (1.0, 0.4, 0.05):
+        velocity = model(inputs, torch.tensor([1000 * sigma]), context)
+        arrived = inputs[:, :16] - sigma * velocity
+        torch.testing.assert_close(arrived, inputs[:, -16:], atol=1e-5, rtol=1e-5)
+
+
+def test_a_residual_model_adds_its_output_to_the_reference():
+    model, context = residual_model()
+    inputs = torch.randn(1, 36, 2, 4, 6)
+    arrived = {}
+    for prediction in ("reference_residual", "velocity"):
+        object.__setattr__(model.config, "prediction", prediction)
+        arrived[prediction] = model(inputs, torch.tensor([500.0]), context)
+    expected = inputs[:, -16:] + arrived["velocity"]
+    torch.testing.assert_close(
+        inputs[:, :16] - 0.5 * arrived["reference_residual"], expected, atol=1e-5, rtol=1e-5
+    )
+
+
+def test_a_residual_needs_a_reference():
+    with pytest.raises(InvalidArgument, match="prediction"):
+        TransformerConfig(in_channels=16, prediction="reference_residual")
+
+
+def test_attention_with_gradients_equals_attention_without():
+    """Training multiplies the matrices out; the numbers are those of torch's kernel."""
+    q, k, v = (torch.randn(2, 3, n, 8) for n in (5, 7, 7))
+    plain = attend(q, k, v)
+    torch.testing.assert_close(attend(q.requires_grad_(), k, v), plain)
+    attend(q, k, v).sum().backward()
+    assert q.grad.abs().sum() > 0

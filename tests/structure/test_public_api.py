@@ -60,6 +60,13 @@ def test_public_names():
     assert all(getattr(rt, name) is not None for name in NAMES)
 
 
+EVAL_FLAGS = {
+    "--output", "--clips", "--quick", "--only", "--voice", "--device", "--dtype", "--kernels",
+    "--json",
+}  # fmt: skip
+TRAIN_FLAGS = {"--recipe", "--stage", "--until", "--without"}
+
+
 def test_engine_methods():
     found = {}
     for name, member in inspect.getmembers(rt.Engine):
@@ -76,10 +83,13 @@ def test_command_line():
     import typer
 
     command = typer.main.get_command(cli.app)
-    assert set(command.commands) == {"generate", "doctor", "bench"}
+    assert set(command.commands) == {"generate", "doctor", "bench", "eval", "train"}
     assert set(command.commands["bench"].commands) == {"step"}
-    flags = {o for p in command.commands["generate"].params for o in p.opts if o.startswith("--")}
-    assert flags - {"--help"} == GENERATE_FLAGS
+    for name, expected in (
+        ("generate", GENERATE_FLAGS), ("eval", EVAL_FLAGS), ("train", TRAIN_FLAGS),
+    ):  # fmt: skip
+        flags = {o for p in command.commands[name].params for o in p.opts if o.startswith("--")}
+        assert flags - {"--help"} == expected
 
 
 def test_errors():

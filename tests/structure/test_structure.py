@@ -18,7 +18,8 @@ MAX_FILE_LINES, MAX_FUNCTION_LINES = 600, 100
 RANKS = [
     {"__main__"},
     {"cli"},
-    {"bench", "doctor", "training"},
+    {"held_out"},
+    {"bench", "doctor", "training", "evaluation"},
     {"engine", "export", "report"},
     {"options", "progress"},
     {"session", "testing"},

@@ -110,3 +110,16 @@ def test_a_still_motion_is_zero_and_one_frame_works():
 def test_bad_arguments_are_refused(arguments, name):
     with pytest.raises(InvalidArgument, match=name):
         sample_motion(**({"seed": 0, "num_frames": 10} | arguments))
+
+
+def test_posture_is_a_pose_that_the_head_moves_about():
+    still, posed = (sample_motion(3, 60, amount=0.0, posture=p) for p in (0.0, 1.0))
+    for name in HEAD:
+        values = getattr(posed, name)
+        assert np.all(values == values[0]) and values[0] != 0
+        assert not getattr(still, name).any()
+    both, moving = sample_motion(3, 60, amount=0.2, posture=1.0), sample_motion(3, 60, amount=0.2)
+    np.testing.assert_allclose(both.yaw - posed.yaw, moving.yaw, atol=1e-6)
+    poses = [sample_motion(seed, 1, amount=0.0, posture=1.0).yaw[0] for seed in range(40)]
+    wide = [sample_motion(seed, 1, amount=1.0).yaw[0] for seed in range(40)]
+    assert 0.5 < np.std(poses) / np.std(wide) < 2

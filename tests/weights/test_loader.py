@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from skyreels_rt.errors import ModelError, NonFinite, SkyReelsError, WeightsMismatch
-from skyreels_rt.weights.loader import load_weights, save_weights
+from skyreels_rt.weights.loader import load_weights, save_weights, stored_dtype
 
 
 class Tiny(nn.Module):
@@ -441,3 +441,15 @@ def test_every_refusal_is_typed_with_stage_load(tmp_path):
         load(Tiny(), tmp_path)
     assert caught.value.stage == "load"
     assert caught.value.hint
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_stored_type_is_that_of_most_numbers(tmp_path, dtype):
+    tensors = {"large": torch.zeros(50, dtype=dtype), "small": torch.zeros(9, dtype=torch.float64)}
+    save_weights(tensors, tmp_path)
+    assert stored_dtype(tmp_path) == dtype
+
+
+def test_a_stored_type_that_no_model_runs_in_is_none(tmp_path):
+    save_weights({"x": torch.zeros(3, dtype=torch.float64)}, tmp_path)
+    assert stored_dtype(tmp_path) is None

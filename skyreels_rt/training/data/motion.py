@@ -204,6 +204,7 @@ def sample_motion(
     energy: NDArray[np.floating] | None = None,
     *,
     amount: float = 1.0,
+    posture: float = 0.0,
     expression: str = "neutral",
     blinks_per_minute: float = 17.0,
 ) -> Motion:
@@ -221,6 +222,8 @@ def sample_motion(
         Loudness of the speech: adds nods and brow raises that follow it.
     amount : float, 0 to 2
         Scales head motion, gaze and nods: 0 is a head held still, 1 a calm speaker, 2 a lively one.
+    posture : float, 0 to 2
+        Scales a pose that is held over the whole clip and that the motion goes around.
     expression : str
         A name of `identity.EXPRESSIONS`: where smile and brows rest.
     blinks_per_minute : float, 0 to 60
@@ -242,6 +245,8 @@ def sample_motion(
         raise InvalidArgument("fps", expected="a number > 0", got=fps)
     if not 0 <= amount <= 2:
         raise InvalidArgument("amount", expected="0 to 2", got=amount)
+    if not 0 <= posture <= 2:
+        raise InvalidArgument("posture", expected="0 to 2", got=posture)
     if not 0 <= blinks_per_minute <= 60:
         raise InvalidArgument("blinks_per_minute", expected="0 to 60", got=blinks_per_minute)
     if expression not in EXPRESSIONS:
@@ -249,10 +254,12 @@ def sample_motion(
     # One generator per channel: a channel's knots do not depend on how many another one drew.
     streams = {
         name: np.random.default_rng([seed, 0x307, number])
-        for number, name in enumerate([*_CHANNELS, "blink", "brow", "gaze", "smile"])
+        for number, name in enumerate([*_CHANNELS, "blink", "brow", "gaze", "smile", "posture"])
     }
+    held = dict(zip(_CHANNELS, streams["posture"].standard_normal(len(_CHANNELS)), strict=True))
     head = {
-        name: amount * deviation * _spline_noise(streams[name], num_frames, fps, seconds)
+        name: posture * deviation * held[name]
+        + amount * deviation * _spline_noise(streams[name], num_frames, fps, seconds)
         for name, (deviation, seconds) in _CHANNELS.items()
     }
     smile_rest, brow_rest = _REST[expression]

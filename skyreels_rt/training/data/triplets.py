@@ -78,6 +78,8 @@ class TripletSource:
         0 (clean sound) to 1 (mostly noisy).
     motion : float
         0 (a still head) to 2 (a lively one).
+    posture : float
+        0 to 2: how far the pose that the head moves about is from looking straight ahead.
 
     Raises
     ------
@@ -90,6 +92,7 @@ class TripletSource:
     duration_s: float = 4.0
     difficulty: float = 0.5
     motion: float = 1.0
+    posture: float = 0.0
 
     def __post_init__(self) -> None:
         check_split(self.split)
@@ -116,7 +119,13 @@ class TripletSource:
         mouth = mouth_track(speech.phonemes, num_frames, fps=FPS, loudness=loudness)
         expression = EXPRESSIONS[seed // 2 % len(EXPRESSIONS)]
         motion = sample_motion(
-            seed, num_frames, FPS, loudness, amount=self.motion, expression=expression
+            seed,
+            num_frames,
+            FPS,
+            loudness,
+            amount=self.motion,
+            posture=self.posture,
+            expression=expression,
         )
         acoustics = sample_acoustics(seed, difficulty=self.difficulty)
         return Triplet(

@@ -1,0 +1,1 @@
+"""Measures of generated talking portraits, read from their pixels and sound alone."""

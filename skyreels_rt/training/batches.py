@@ -1,0 +1,264 @@
+"""Batches of windows: which clip, which task, which conditions, all drawn from (seed, step).
+
+The conditions are laid out by :func:`skyreels_rt.conditioning.channels.condition_channels`, so the
+model learns on what the engine will show it.
+
+Legend: B samples, C channels, W latents of a window, h w latent rows and columns, S grid steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from skyreels_rt.conditioning.channels import condition_channels
+from skyreels_rt.config import AudioFeatureConfig, TransformerConfig
+from skyreels_rt.training.curriculum import Dropout, Lesson
+from skyreels_rt.training.latent_cache import REGIONS, LatentClip
+from skyreels_rt.types import Timeline
+
+REGION_WEIGHTS = {"face": 2.0, "mouth": 8.0, "jaw": 0.0, "eye": 5.0}
+"""What the facial-mask loss adds to a cell's weight of 1 where the region fills it."""
+
+UNSEEN_WEIGHT = 0.3
+"""Factor of a sample without portrait: its error is an order larger and would rule the gradient."""
+
+TASKS = ("image_to_video", "text_to_video", "edit", "continuation")
+
+
+@dataclass(frozen=True)
+class WindowBatch:
+    """Windows with everything the losses need.
+
+    Attributes
+    ----------
+    clean, noise : Tensor, shape (B, C, W, h, w), float32
+        Latents and the noise that hides them.
+    sigma : Tensor, shape (B,)
+        Noise levels.
+    channels : Tensor, shape (B, Cc, W, h, w)
+        Condition channels.
+    weights : Tensor, shape (B, 1, W, h, w)
+        Of the flow loss; zero where nothing is to be generated.
+    mels : Tensor, shape (B, S, bins, T)
+        Log-mel segments that the windows' frames look at.
+    frame_features : Tensor, shape (B, W, E, s), int64
+        For every entry of a latent's audio window, rows of the segments' features.
+    starts_clip : Tensor, shape (B,), bool
+        The window's first latent stands for one frame.
+    hears : Tensor, shape (B,), bool
+        False where the audio is left out.
+    prompts : list of str
+        Captions, empty where left out.
+    mouth : Tensor, shape (B, W, 4, 5)
+        True mouth parameters of each latent's frames.
+    """
+
+    clean: Tensor
+    noise: Tensor
+    sigma: Tensor
+    channels: Tensor
+    weights: Tensor
+    mels: Tensor
+    frame_features: Tensor
+    starts_clip: Tensor
+    hears: Tensor
+    prompts: list[str]
+    mouth: Tensor
+
+
+class WindowSampler:
+    """Draws batches from encoded clips.
+
+    Parameters
+    ----------
+    clips : sequence of LatentClip
+        Training clips.
+    transformer : TransformerConfig
+        Layout of the condition channels and of the audio windows.
+    grid : AudioFeatureConfig
+        Grid of the audio features.
+    shift : float
+        Shift of the noise levels, as in :class:`~skyreels_rt.diffusion.schedule.FlowSchedule`.
+    facial_mask : bool
+        Weight face, mouth and eyes up; an ablation switches it off.
+    seed : int
+        Of everything drawn.
+    """
+
+    def __init__(
+        self,
+        clips: Sequence[LatentClip],
+        transformer: TransformerConfig,
+        grid: AudioFeatureConfig,
+        *,
+        shift: float = 3.0,
+        facial_mask: bool = True,
+        seed: int = 0,
+    ) -> None:
+        self._clips = clips
+        self._config = transformer
+        self._grid = grid
+        self._shift = shift
+        self._facial_mask = facial_mask
+        self._seed = seed
+        self._timeline = Timeline()
+
+    def batch(self, step: int, lesson: Lesson, dropout: Dropout) -> WindowBatch:
+        """Batch of step ``step``."""
+        draw = np.random.default_rng([self._seed, step])
+        allowed = [c for c in self._clips if c.difficulty <= lesson.max_difficulty]
+        samples = [self._sample(draw, allowed, lesson, dropout) for _ in range(lesson.batch_size)]
+        columns: dict[str, list[Any]] = {
+            name: [sample[name] for sample in samples] for name in samples[0]
+        }
+        clean = torch.stack(columns["clean"])
+        generator = torch.Generator().manual_seed(int(draw.integers(2**31)))
+        return WindowBatch(
+            clean=clean,
+            noise=torch.randn(clean.shape, generator=generator),
+            sigma=self._sigmas(draw, lesson.batch_size),
+            channels=torch.stack(columns["channels"]),
+            weights=torch.stack(columns["weights"]),
+            mels=torch.stack(columns["mels"]),
+            frame_features=torch.stack(columns["frame_features"]),
+            starts_clip=torch.tensor(columns["starts_clip"]),
+            hears=torch.tensor(columns["hears"]),
+            prompts=columns["prompt"],
+            mouth=torch.stack(columns["mouth"]),
+        )
+
+    def _sigmas(self, draw: np.random.Generator, count: int) -> Tensor:
+        """Noise levels, one in each of ``count`` equal strata before the shift."""
+        even = (draw.permutation(count) + draw.random(count)) / count
+        shifted = self._shift * even / (1 + (self._shift - 1) * even)
+        return torch.from_numpy(np.clip(shifted, 1e-3, 1.0).astype(np.float32))
+
+    def _sample(
+        self,
+        draw: np.random.Generator,
+        clips: Sequence[LatentClip],
+        lesson: Lesson,
+        dropout: Dropout,
+    ) -> dict[str, Any]:
+        shares = np.array([getattr(lesson.mix, task) for task in TASKS])
+        task = TASKS[int(draw.choice(len(TASKS), p=shares / shares.sum()))]
+        if task == "edit":
+            clips = [clip for clip in clips if clip.edited is not None]
+        clip = clips[int(draw.integers(len(clips)))]
+        last = clip.num_latents - lesson.window
+        # Windows at the start of a clip differ (their first latent is one frame): see enough.
+        start = 0 if draw.random() < 0.25 else int(draw.integers(last + 1))
+        stop = start + lesson.window
+        chances = draw.random(4)
+        nothing = chances[3] < dropout.everything
+        if task == "text_to_video" and not nothing:
+            hears, reads, sees = chances[0] >= dropout.audio, True, False
+        else:
+            hears = not nothing and chances[0] >= dropout.audio
+            reads = not nothing and chances[1] >= dropout.text
+            sees = not nothing and chances[2] >= dropout.image
+        num_given = int(draw.integers(1, 4)) if task == "continuation" else 0
+        portrait = int(draw.integers(len(clip.portraits)))
+        channels, to_make = self._conditions(
+            clip, start, stop, task, portrait if sees else None, num_given
+        )
+        segment, rows = self._feature_rows(start, stop)
+        num_segments = self._segments_of(lesson.window)
+        padding = max(0, segment + num_segments - len(clip.mels))
+        mels = clip.mels[segment : segment + num_segments].float()
+        if padding:
+            mels = torch.cat([mels, mels[-1:].expand(padding, -1, -1)])
+        return {
+            "clean": clip.latents[:, start:stop].float(),
+            "channels": channels,
+            "weights": self._weights(clip, start, stop) * to_make * (1 if sees else UNSEEN_WEIGHT),
+            "mels": mels,
+            "frame_features": rows,
+            "starts_clip": start == 0,
+            "hears": hears,
+            "prompt": clip.caption if reads else "",
+            "mouth": self._mouth(clip, start, stop),
+        }
+
+    def _conditions(
+        self,
+        clip: LatentClip,
+        start: int,
+        stop: int,
+        task: str,
+        portrait: int | None,
+        num_given: int,
+    ) -> tuple[Tensor, Tensor]:
+        """Condition channels, and where something is to be generated (1, W, h, w)."""
+        height, width = clip.latents.shape[2:]
+        window = stop - start
+        given = torch.zeros(clip.latents.shape[0], window, height, width)
+        known = torch.zeros(4, window, height, width)
+        if task == "edit":
+            assert clip.edited is not None and clip.known is not None
+            given = clip.edited[:, start:stop].float()
+            known = clip.known[:, start:stop].float()
+        if num_given:
+            given[:, :num_given] = clip.latents[:, start : start + num_given].float()
+            known[:, :num_given] = 1
+        channels = condition_channels(
+            self._config,
+            window,
+            height,
+            width,
+            reference_latents=None if portrait is None else clip.portraits[portrait].float(),
+            given_latents=given,
+            given_mask=known,
+        )
+        # The cells of an edit that stay are composited anyway, but keep the seam honest.
+        to_make = 1 - known.amin(0, keepdim=True) * (0.9 if task == "edit" else 1.0)
+        return channels, to_make
+
+    def _weights(self, clip: LatentClip, start: int, stop: int) -> Tensor:
+        """Facial-mask weights (1, W, h, w)."""
+        regions = clip.regions[:, start:stop].float() / 255
+        if not self._facial_mask:
+            return torch.ones_like(regions[:1])
+        added = torch.tensor([REGION_WEIGHTS[name] for name in REGIONS]).view(-1, 1, 1, 1)
+        return 1 + (regions * added).sum(0, keepdim=True)
+
+    def _segments_of(self, window: int) -> int:
+        """Grid steps that any window of this length may look at."""
+        reach = self._reach()
+        features = 2 * (4 * window + 2 * reach)
+        return -(-(features - 1) // self._grid.step) + 1
+
+    def _reach(self) -> int:
+        assert self._config.audio is not None
+        return self._config.audio.window // 2
+
+    def _feature_rows(self, start: int, stop: int) -> tuple[int, Tensor]:
+        """First segment, and rows (W, E, s) of the features counted from its start.
+
+        The first latent of a clip has fewer entries; they come first, the rest repeats the last.
+        """
+        reach, first_frame = self._reach(), self._timeline.first_frame
+        entries = 4 + 2 * reach
+        frames = np.empty((stop - start, entries), np.int64)
+        for row, latent in enumerate(range(start, stop)):
+            wanted = np.arange(first_frame(latent) - reach, first_frame(latent + 1) + reach)
+            frames[row] = np.pad(wanted, (0, entries - len(wanted)), mode="edge")
+        features = np.maximum(frames, 0)[..., None] * 2 + np.arange(2)
+        segment = int(features.min()) // self._grid.step
+        return segment, torch.from_numpy(features - segment * self._grid.step)
+
+    def _mouth(self, clip: LatentClip, start: int, stop: int) -> Tensor:
+        first = self._timeline.first_frame
+        rows = [
+            clip.mouth[first(latent) : first(latent + 1)].expand(4, -1)
+            if latent == 0
+            else clip.mouth[first(latent) : first(latent + 1)]
+            for latent in range(start, stop)
+        ]
+        return torch.stack(rows)

@@ -1,0 +1,123 @@
+"""The hybrid curriculum as data: which tasks, how long windows, how hard sound, in which order.
+
+After the paper's training recipe (SkyReels-Audio, arXiv 2506.00830): image-to-video,
+text-to-video, video editing and continuation are mixed, from short to long and from easy to hard.
+The shares are ours.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, replace
+
+from skyreels_rt.errors import InvalidArgument
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Shares of the tasks in a batch; they need not add up to 1.
+
+    Attributes
+    ----------
+    image_to_video : float
+        Portrait and speech.
+    text_to_video : float
+        Caption and speech.
+    edit : float
+        A video whose mouth or face is blank, a portrait, speech.
+    continuation : float
+        Portrait, speech, and the first latents as they were shown.
+    """
+
+    image_to_video: float = 0.4
+    text_to_video: float = 0.2
+    edit: float = 0.15
+    continuation: float = 0.25
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A stretch of the training.
+
+    Attributes
+    ----------
+    name : str
+        For logs.
+    until : float
+        Share of all steps at which it ends.
+    window : int
+        Latent frames of a sample.
+    batch_size : int
+        Samples of a step.
+    max_difficulty : float
+        Hardest sound, 0 (clean) to 1.
+    mix : Mix
+        Tasks.
+    """
+
+    name: str
+    until: float
+    window: int
+    batch_size: int
+    max_difficulty: float = 1.0
+    mix: Mix = Mix()
+
+
+@dataclass(frozen=True)
+class Dropout:
+    """Chances that a condition is left out, so that guidance has a model without it.
+
+    Attributes
+    ----------
+    audio, text, image : float
+        Of each alone. Text is never dropped from text-to-video while a portrait is missing, except
+        together with everything (``everything``).
+    everything : float
+        Of all three at once.
+    """
+
+    audio: float = 0.1
+    text: float = 0.4
+    image: float = 0.03
+    everything: float = 0.02
+
+
+@dataclass(frozen=True)
+class Curriculum:
+    """Lessons in order; the last one ends at 1.
+
+    Attributes
+    ----------
+    lessons : tuple of Lesson
+        At least one, with growing ``until``.
+    dropout : Dropout
+        Of conditions.
+    """
+
+    lessons: tuple[Lesson, ...]
+    dropout: Dropout = Dropout()
+
+    def __post_init__(self) -> None:
+        ends = [lesson.until for lesson in self.lessons]
+        if not ends or ends[-1] != 1.0 or any(a >= b for a, b in itertools.pairwise(ends)):
+            raise InvalidArgument("lessons", expected="growing ends, the last 1.0", got=ends)
+
+    def lesson(self, progress: float) -> Lesson:
+        """Lesson at ``progress``, a share of all steps in [0, 1)."""
+        return next(lesson for lesson in self.lessons if progress < lesson.until)
+
+    def without_order(self) -> Curriculum:
+        """The last lesson alone: what an ablation of the curriculum trains."""
+        return replace(self, lessons=(self.lessons[-1],))
+
+
+PORTRAIT_CURRICULUM = Curriculum(
+    lessons=(
+        Lesson("short, clean", 0.15, window=4, batch_size=16, max_difficulty=0.35,
+               mix=Mix(0.6, 0.3, 0.1, 0.0)),
+        Lesson("longer, noisy", 0.4, window=6, batch_size=12, max_difficulty=0.7,
+               mix=Mix(0.45, 0.25, 0.15, 0.15)),
+        Lesson("whole windows", 1.0, window=9, batch_size=8),
+    )
+)  # fmt: skip
+"""Curriculum of the embedded model."""

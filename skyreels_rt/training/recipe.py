@@ -1,0 +1,212 @@
+"""Recipes as data: everything that decides what a trained model becomes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, replace
+
+from skyreels_rt.config import (
+    AudioAdapterConfig,
+    AudioFeatureConfig,
+    ByteTextConfig,
+    GenerationConfig,
+    TinyVAEConfig,
+    TransformerConfig,
+)
+from skyreels_rt.errors import InvalidArgument
+from skyreels_rt.training.curriculum import PORTRAIT_CURRICULUM, Curriculum, Dropout, Lesson
+from skyreels_rt.training.frame_pool import CropSizes
+from skyreels_rt.training.sizes import ModelSizes, whisper_sizes
+from skyreels_rt.training.trainer import Optimisation
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """How the few-step model is made.
+
+    Attributes
+    ----------
+    optimisation : Optimisation
+        Schedule of the stage.
+    lesson : Lesson
+        Tasks and window.
+    num_steps : int
+        Steps of the student.
+    teacher_steps : int
+        Guided steps of the teacher for one of the student's.
+    audio_guidance_scale : float
+        Of the teacher.
+    """
+
+    optimisation: Optimisation
+    lesson: Lesson
+    num_steps: int = 4
+    teacher_steps: int = 3
+    audio_guidance_scale: float = 1.5
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A training from nothing to the two shipped models.
+
+    Attributes
+    ----------
+    name : str
+        For folders and logs.
+    sizes : ModelSizes
+        Of the model; ``sizes.generation`` says how it is meant to be run.
+    num_clips, clip_s : int, float
+        Training clips and their length in seconds.
+    vae : Optimisation
+        First stage.
+    crops : CropSizes
+        Its batches.
+    pool : int
+        Clips it draws crops from at a time.
+    flow : Optimisation
+        Second stage: transformer and encoders.
+    curriculum : Curriculum
+        Its tasks.
+    facial_mask : bool
+        Weight face, mouth and eyes up.
+    distillation : Distillation or None
+        Third stage.
+    seed : int
+        Of everything.
+    """
+
+    name: str
+    sizes: ModelSizes
+    num_clips: int
+    clip_s: float
+    vae: Optimisation
+    crops: CropSizes
+    pool: int
+    flow: Optimisation
+    curriculum: Curriculum
+    facial_mask: bool = True
+    distillation: Distillation | None = None
+    seed: int = 0
+
+    @property
+    def fingerprint(self) -> str:
+        """Short hash of what a running stage must agree on: sizes, clips' length and seed.
+
+        Steps, curriculum and number of clips are left out: a run may be lengthened.
+        """
+        parts = [asdict(self.sizes), self.clip_s, self.seed]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _demo() -> Recipe:
+    return Recipe(
+        name="demo",
+        sizes=ModelSizes(),
+        num_clips=1350,
+        clip_s=3.0,
+        vae=Optimisation(2900, 2e-3, decay_share=0.45, weight_decay=0.0, ema_decay=0.995),
+        crops=CropSizes(),
+        pool=64,
+        flow=Optimisation(6000, 1e-3, warmup_steps=100, ema_decay=0.998),
+        curriculum=PORTRAIT_CURRICULUM,
+        distillation=Distillation(
+            Optimisation(1200, 3e-4, decay_share=0.5, ema_decay=0.99),
+            Lesson("distil", 1.0, window=9, batch_size=8),
+        ),
+    )
+
+
+def _miniature() -> Recipe:
+    sizes = ModelSizes(
+        transformer=TransformerConfig(
+            patch_size=(1, 2, 2),
+            dim=64,
+            ffn_dim=128,
+            num_heads=2,
+            num_layers=2,
+            freq_dim=64,
+            text_dim=32,
+            text_length=144,
+            prediction="reference_residual",
+            audio=AudioAdapterConfig(
+                feature_layers=1, feature_dim=32, num_tokens=4, token_dim=32, hidden_dim=64
+            ),
+        ),
+        vae=TinyVAEConfig(
+            patch_size=2,
+            encoder_dims=(8, 16, 24, 32),
+            decoder_dims=(32, 24, 16, 16),
+            num_blocks=(1, 1, 1),
+        ),
+        text=ByteTextConfig(dim=32, num_heads=2, num_layers=1, max_bytes=143),
+        audio_features=AudioFeatureConfig(past=72, step=32, lookahead=24, layers=((1,),)),
+        whisper=whisper_sizes(d_model=32, num_layers=1, num_heads=2, context=128),
+        generation=GenerationConfig(
+            height=64, width=64, window=4, overlap=2, num_steps=6, shift=3.0,
+            audio_guidance_scale=1.5,
+        ),
+    )  # fmt: skip
+    mini = Lesson("short", 0.5, window=3, batch_size=4, max_difficulty=0.35)
+    whole = Lesson("whole windows", 1.0, window=4, batch_size=4)
+    return Recipe(
+        name="miniature",
+        sizes=sizes,
+        num_clips=12,
+        clip_s=1.5,
+        vae=Optimisation(300, 2e-3, warmup_steps=10, weight_decay=0.0, ema_decay=0.9),
+        crops=CropSizes(batch_size=4, num_frames=5, side=32),
+        pool=8,
+        flow=Optimisation(80, 2e-3, warmup_steps=10, ema_decay=0.9),
+        curriculum=Curriculum((mini, whole)),
+        distillation=Distillation(
+            Optimisation(60, 1e-3, warmup_steps=4, ema_decay=0.8),
+            replace(whole, name="distil"),
+            teacher_steps=2,
+        ),
+    )
+
+
+RECIPES = {recipe.name: recipe for recipe in (_demo(), _miniature())}
+"""Recipes by name: the embedded model's, and a miniature of it that trains in two minutes."""
+
+
+def find_recipe(name: str) -> Recipe:
+    """Recipe called ``name``.
+
+    Raises
+    ------
+    InvalidArgument
+        There is none.
+    """
+    if name not in RECIPES:
+        raise InvalidArgument("recipe", expected=f"one of {sorted(RECIPES)}", got=name)
+    return RECIPES[name]
+
+
+ABLATIONS = ("facial-mask", "curriculum", "dropout")
+
+
+def ablated(recipe: Recipe, what: str) -> Recipe:
+    """``recipe`` without one ingredient.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        What to take from.
+    what : {"facial-mask", "curriculum", "dropout"}
+        Ingredient.
+
+    Raises
+    ------
+    InvalidArgument
+        Unknown ingredient.
+    """
+    if what == "facial-mask":
+        return replace(recipe, facial_mask=False)
+    if what == "curriculum":
+        return replace(recipe, curriculum=recipe.curriculum.without_order())
+    if what == "dropout":
+        none = Dropout(audio=0.0, text=0.0, image=0.0, everything=0.0)
+        return replace(recipe, curriculum=replace(recipe.curriculum, dropout=none))
+    raise InvalidArgument("what", expected=f"one of {ABLATIONS}", got=what)

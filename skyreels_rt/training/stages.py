@@ -1,0 +1,233 @@
+"""Runs a recipe stage by stage in a folder; every stage resumes from its own checkpoint.
+
+The folder holds, per stage, ``<stage>.safetensors`` (state), ``<stage>.png`` (curves) and
+``<stage>_sample.png`` (what the model makes of unseen portraits); besides ``clips/`` (encoded
+clips) and the model folders ``demo/`` and ``demo-fast/``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from skyreels_rt.audio.whisper import WhisperFeatures, build_whisper_encoder
+from skyreels_rt.config import read_json, write_json
+from skyreels_rt.diffusion.schedule import FlowSchedule
+from skyreels_rt.errors import InvalidArgument
+from skyreels_rt.models.tiny_vae import TinyVAE
+from skyreels_rt.training.batches import WindowSampler
+from skyreels_rt.training.checkpoint import load_checkpoint
+from skyreels_rt.training.distillation import DistillationObjective
+from skyreels_rt.training.flow_stage import FlowObjective
+from skyreels_rt.training.frame_pool import FramePool
+from skyreels_rt.training.latent_cache import (
+    LatentClip,
+    draw_clip,
+    encode_frames,
+    load_clips,
+    prepare_clips,
+)
+from skyreels_rt.training.plots import plot_history
+from skyreels_rt.training.portrait_model import PortraitModel
+from skyreels_rt.training.recipe import Recipe
+from skyreels_rt.training.sample_sheet import write_sample_sheet
+from skyreels_rt.training.trainer import Trainer
+from skyreels_rt.training.vae_stage import reconstruction_losses
+
+Stage = Literal["vae", "clips", "flow", "distil"]
+_STATISTICS = "latent_statistics.json"
+_STATISTICS_CLIPS = 16
+STAGES: tuple[Stage, ...] = ("vae", "clips", "flow", "distil")
+
+
+def run_recipe(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    stages: Sequence[Stage] = STAGES,
+    until: int | None = None,
+    checkpoint_every_s: float = 120.0,
+) -> None:
+    """Train, going on from what ``folder`` holds.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        What to train.
+    folder : Path
+        Where everything is kept.
+    stages : sequence of str
+        Which stages to run, in this order.
+    until : int, optional
+        Stop each stage at this step, to go on later.
+    checkpoint_every_s : float
+        Seconds between checkpoints.
+
+    Raises
+    ------
+    InvalidArgument
+        Unknown stage.
+    ModelError
+        A stage needs one that did not run yet, or the folder belongs to another recipe.
+    NonFinite
+        Training diverged; the last checkpoint is intact.
+    """
+    runners = {"vae": _run_vae, "clips": _run_clips, "flow": _run_flow, "distil": _run_distil}
+    for stage in stages:
+        if stage not in runners:
+            raise InvalidArgument("stages", expected=f"some of {STAGES}", got=stage)
+    folder.mkdir(parents=True, exist_ok=True)
+    for stage in stages:
+        torch.manual_seed(recipe.seed)
+        runners[stage](recipe, folder, until, checkpoint_every_s)
+
+
+def _run_vae(recipe: Recipe, folder: Path, until: int | None, every_s: float) -> None:
+    vae = TinyVAE(recipe.sizes.vae)
+    pool = FramePool(
+        recipe.sizes.generation.height, recipe.clip_s, recipe.crops, capacity=recipe.pool,
+        seed=recipe.seed,
+    )  # fmt: skip
+
+    def objective(step: int) -> dict[str, Tensor]:
+        frames, weights = pool.batch(step)
+        noise = torch.Generator().manual_seed(step)
+        return reconstruction_losses(vae, frames, weights, noise)
+
+    trainer = Trainer(
+        vae, objective, recipe.vae, checkpoint=folder / "vae.safetensors",
+        fingerprint=recipe.fingerprint,
+    )  # fmt: skip
+    trainer.run(
+        until=until, checkpoint_every_s=every_s, label="vae",
+        on_checkpoint=lambda t: plot_history(t.history, folder / "vae.png"),
+    )  # fmt: skip
+
+
+def load_vae(recipe: Recipe, folder: Path) -> TinyVAE:
+    """Averaged VAE of the first stage, frozen, in bfloat16.
+
+    Its latents are normalised once the clips stage measured their statistics.
+
+    Raises
+    ------
+    ModelError
+        The stage did not run yet.
+    """
+    checkpoint = load_checkpoint(folder / "vae.safetensors")
+    config = recipe.sizes.vae
+    if (folder / _STATISTICS).exists():
+        measured = read_json(folder / _STATISTICS)
+        config = replace(
+            config,
+            latents_mean=tuple(measured["latents_mean"]),
+            latents_std=tuple(measured["latents_std"]),
+        )
+    vae = TinyVAE(config)
+    vae.load_state_dict(checkpoint.part("averages"))
+    return vae.to(torch.bfloat16).eval().requires_grad_(False)
+
+
+def _run_clips(recipe: Recipe, folder: Path, until: int | None, every_s: float) -> None:
+    del every_s
+    front_end = _front_end(recipe)
+    sizes, count = recipe.sizes, recipe.num_clips if until is None else min(until, recipe.num_clips)
+    if not (folder / _STATISTICS).exists():
+        write_json(folder / _STATISTICS, _measure_latents(recipe, load_vae(recipe, folder)))
+    prepare_clips(
+        folder / "clips", count, load_vae(recipe, folder), front_end, sizes.audio_features,
+        size=sizes.generation.height, duration_s=recipe.clip_s,
+    )  # fmt: skip
+
+
+def _measure_latents(recipe: Recipe, vae: TinyVAE) -> dict[str, list[float]]:
+    """Mean of each latent channel and one standard deviation for all, over a few clips.
+
+    One for all keeps the channels' proportions, so that an error weighs what it does in the
+    picture: the colour channels spread four times as far as the others.
+    """
+    clips = []
+    for index in range(min(_STATISTICS_CLIPS, recipe.num_clips)):
+        drawn = draw_clip(index, size=recipe.sizes.generation.height, duration_s=recipe.clip_s)
+        clips.append(encode_frames(vae, drawn.clip.frames))
+    values = torch.cat([clip.float().flatten(1) for clip in clips], dim=1)
+    return {
+        "latents_mean": values.mean(1).tolist(),
+        "latents_std": [float(values.var(1).mean().sqrt())],
+    }
+
+
+def _run_flow(recipe: Recipe, folder: Path, until: int | None, every_s: float) -> None:
+    model = PortraitModel(recipe.sizes)
+    objective = FlowObjective(
+        model, _sampler(recipe, folder), recipe.curriculum, recipe.flow.num_steps
+    )
+    trainer = Trainer(
+        model, objective, recipe.flow, checkpoint=folder / "flow.safetensors",
+        fingerprint=recipe.fingerprint,
+    )  # fmt: skip
+    vae = load_vae(recipe, folder)
+
+    def show(state: Trainer) -> None:
+        plot_history(state.history, folder / "flow.png")
+        model.write(folder / "demo", vae, recipe.sizes.generation, state.averages())
+        write_sample_sheet(folder / "demo", folder / "flow_sample.png")
+
+    trainer.run(until=until, checkpoint_every_s=every_s, label="flow", on_checkpoint=show)
+
+
+def _run_distil(recipe: Recipe, folder: Path, until: int | None, every_s: float) -> None:
+    plan = recipe.distillation
+    if plan is None:
+        return
+    teacher, student = PortraitModel(recipe.sizes), PortraitModel(recipe.sizes)
+    weights = load_checkpoint(folder / "flow.safetensors").part("averages")
+    for model in (teacher, student):
+        model.load_state_dict({**model.state_dict(), **weights})
+    # The two models share their encoders, so only one copy of them is shipped.
+    for part in (student.audio_encoder, student.text_encoder, student.mouth_head):
+        part.requires_grad_(False)
+    generation = replace(
+        recipe.sizes.generation, num_steps=plan.num_steps, audio_guidance_scale=1.0
+    )
+    objective = DistillationObjective(
+        student, teacher, _sampler(recipe, folder), plan.lesson,
+        FlowSchedule(plan.num_steps, generation.shift), teacher_steps=plan.teacher_steps,
+        audio_guidance_scale=plan.audio_guidance_scale,
+    )  # fmt: skip
+    trainer = Trainer(
+        student, objective, plan.optimisation, checkpoint=folder / "distil.safetensors",
+        fingerprint=recipe.fingerprint,
+    )  # fmt: skip
+    vae = load_vae(recipe, folder)
+
+    def show(state: Trainer) -> None:
+        plot_history(state.history, folder / "distil.png")
+        student.write(folder / "demo-fast", vae, generation, state.averages())
+        write_sample_sheet(folder / "demo-fast", folder / "distil_sample.png")
+
+    trainer.run(until=until, checkpoint_every_s=every_s, label="distil", on_checkpoint=show)
+
+
+def _sampler(recipe: Recipe, folder: Path) -> WindowSampler:
+    clips: list[LatentClip] = load_clips(folder / "clips", recipe.num_clips)
+    return WindowSampler(
+        clips,
+        recipe.sizes.transformer,
+        recipe.sizes.audio_features,
+        shift=recipe.sizes.generation.shift,
+        facial_mask=recipe.facial_mask,
+        seed=recipe.seed,
+    )
+
+
+def _front_end(recipe: Recipe) -> WhisperFeatures:
+    """Log-mel front end; the encoder inside it is not used."""
+    encoder = build_whisper_encoder(recipe.sizes.whisper)
+    bins = recipe.sizes.whisper["num_mel_bins"]
+    return WhisperFeatures(encoder, recipe.sizes.audio_features, bins)
