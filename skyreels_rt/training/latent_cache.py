@@ -17,13 +17,15 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
 from skyreels_rt.audio.whisper import WhisperFeatures
+from skyreels_rt.conditioning.condition_track import to_video_tensor
 from skyreels_rt.config import AudioFeatureConfig
+from skyreels_rt.errors import ModelError
 from skyreels_rt.models.vae import VideoVAE
 from skyreels_rt.training.data.triplets import Triplet, TripletSource
 from skyreels_rt.types import Timeline
@@ -138,12 +140,11 @@ def encode_clip(
     others = generator.choice(num_frames, NUM_PORTRAITS - 1)
     portraits = np.concatenate([frames[:1], frames[others]])
     with torch.no_grad():
-        versions = [_to_video(frames)]
-        if edit is not None:
-            versions.append(_to_video(frames, blank=edit))
-        encoded = vae.encode(torch.stack(versions).to(vae.dtype)).to(torch.bfloat16)
-        stills = _to_video(portraits).transpose(0, 1).unsqueeze(2)
-        first = vae.encode(stills.to(vae.dtype))[:, :, 0].to(torch.bfloat16)
+        video = to_video_tensor(frames, vae)
+        versions = video if edit is None else torch.cat([video, _blanked(video, edit)])
+        encoded = vae.encode(versions).to(torch.bfloat16)
+        stills = to_video_tensor(portraits, vae).transpose(0, 2)
+        first = vae.encode(stills)[:, :, 0].to(torch.bfloat16)
     return LatentClip(
         latents=encoded[0],
         portraits=first,
@@ -193,9 +194,9 @@ def edit_cells(
 def encode_frames(vae: VideoVAE, frames: NDArray[np.uint8]) -> Tensor:
     """Latents (C, n, h, w), bfloat16, of frames uint8 (F, H, W, 3); a rest is left out."""
     num_latents = (len(frames) - 1) // vae.temporal_stride + 1
-    video = _to_video(frames[: Timeline(vae.temporal_stride).num_frames(num_latents)])
+    whole = frames[: Timeline(vae.temporal_stride).num_frames(num_latents)]
     with torch.no_grad():
-        return vae.encode(video[None].to(vae.dtype))[0].to(torch.bfloat16)
+        return vae.encode(to_video_tensor(whole, vae))[0].to(torch.bfloat16)
 
 
 def log_mels(
@@ -245,7 +246,13 @@ def prepare_clips(
 
 
 def load_clips(folder: Path, count: int) -> list[LatentClip]:
-    """Clips ``0 .. count - 1`` of a prepared folder."""
+    """Clips ``0 .. count - 1`` of a prepared folder.
+
+    Raises
+    ------
+    ModelError
+        One is missing or damaged.
+    """
     return [load_clip(_path(folder, index)) for index in range(count)]
 
 
@@ -263,13 +270,26 @@ def save_clip(path: Path, clip: LatentClip) -> None:
 
 
 def load_clip(path: Path) -> LatentClip:
-    """Read one clip."""
-    with safe_open(path, framework="pt") as file:
-        facts = json.loads(file.metadata()["facts"])
-        held = set(file.keys())
-        tensors: dict[str, Any] = {
-            name: file.get_tensor(name) if name in held else None for name in _TENSORS
-        }
+    """Read one clip.
+
+    Raises
+    ------
+    ModelError
+        The file is missing or holds no clip.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            facts = json.loads((file.metadata() or {})["facts"])
+            held = set(file.keys())
+            tensors: dict[str, Any] = {
+                name: file.get_tensor(name) if name in held else None for name in _TENSORS
+            }
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise ModelError(
+            f"{path}: not an encoded clip ({error}).",
+            stage="train",
+            hint="Delete the file if it is there and run the stage clips.",
+        ) from error
     return LatentClip(**tensors, caption=facts["caption"], difficulty=facts["difficulty"])
 
 
@@ -277,13 +297,10 @@ def _path(folder: Path, index: int) -> Path:
     return folder / f"clip_{index:06d}.safetensors"
 
 
-def _to_video(frames: NDArray[np.uint8], *, blank: NDArray[np.bool_] | None = None) -> Tensor:
-    """Frames (F, H, W, 3) as (3, F, H, W) in [-1, 1]; blank cells become mid-grey zeros."""
-    video = torch.from_numpy(frames).permute(3, 0, 1, 2).float() / 127.5 - 1
-    if blank is not None:
-        pixels = np.repeat(np.repeat(blank, _CELL, 1), _CELL, 2)
-        video[:, torch.from_numpy(pixels)] = 0
-    return video
+def _blanked(video: Tensor, edit: NDArray[np.bool_]) -> Tensor:
+    """Copy of ``video`` (1, 3, F, H, W) whose cells in ``edit`` (F, h, w) are mid-grey."""
+    pixels = torch.from_numpy(np.repeat(np.repeat(edit, _CELL, 1), _CELL, 2))
+    return video.masked_fill(pixels, 0)
 
 
 def _slots(per_frame: Tensor) -> Tensor:

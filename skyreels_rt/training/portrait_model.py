@@ -136,7 +136,7 @@ def _initialise(model: PortraitModel) -> None:
     nn.init.zeros_(projection.weight)
     blocks: Any = transformer.blocks
     for block in blocks:
-        # Gates start at zero; the two cross-attentions have none, so their outputs do.
+        # The cross-attentions have no gates: the text's output starts at zero, the audio's small.
         nn.init.zeros_(block.cross_attn.o.weight)
         nn.init.normal_(block.audio_cross_attn.proj.weight, std=0.02)
     nn.init.zeros_(transformer.head.head.weight)

@@ -84,6 +84,17 @@ def test_a_stage_without_the_one_before_says_so(tmp_path, miniature):
         run_recipe(miniature, tmp_path, stages=["clips"])
 
 
+def test_a_missing_clip_is_named(trained, miniature, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    clip = folder / "clips" / "clip_000003.safetensors"
+    clip.write_bytes(b"damaged")
+    for _ in range(2):
+        with pytest.raises(ModelError, match="clip_000003"):
+            run_recipe(miniature, folder, stages=["flow"])
+        clip.unlink(missing_ok=True)
+
+
 def test_unknown_names_are_refused(tmp_path, miniature):
     with pytest.raises(InvalidArgument, match="stages"):
         run_recipe(miniature, tmp_path, stages=["paint"])
