@@ -2,8 +2,7 @@
 
 Portrait and speech are made here (our renderer draws, espeak-ng speaks: the [train] extra), from
 the half of their world that no training sees; nothing is downloaded. Writes the video, a contact
-sheet (.png) and a report (.json) that measures lips and background. Until trained weights are
-embedded the model is the seeded random one, and the picture is noise; the whole path is real.
+sheet (.png) and a report (.json) that measures lips and background.
 """
 
 import shlex
@@ -31,7 +30,7 @@ CLIP = 2004  # not among the clips of `skyreels-rt eval`
 def main() -> None:
     """Write the files beside the one named on the command line; a second word names the model."""
     target = Path(sys.argv[1] if len(sys.argv) > 1 else "out/demo.mp4")
-    model = sys.argv[2] if len(sys.argv) > 2 else "tiny-random"
+    model = sys.argv[2] if len(sys.argv) > 2 else "demo"
     target.parent.mkdir(parents=True, exist_ok=True)
     clip = clip_of(TripletSource("held_out", SIZE, 5.0, 0.0).triplet(CLIP), f"clip {CLIP}")
     engine = rt.Engine.from_pretrained(model)

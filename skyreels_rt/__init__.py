@@ -1,7 +1,7 @@
 """Engine for audio-conditioned talking portraits.
 
 >>> import skyreels_rt as rt
->>> engine = rt.Engine.from_pretrained("tiny-random")
+>>> engine = rt.Engine.from_pretrained("demo")
 >>> video = engine.generate(audio="speech.wav", image="face.png")
 >>> video.save("out.mp4")
 

@@ -37,7 +37,7 @@ app.add_typer(bench_app, name="bench")
 console = Console(stderr=True, highlight=False)
 
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write a JSON report here.")]
-Model = Annotated[str, typer.Option(help='Model folder or "tiny-random".')]
+Model = Annotated[str, typer.Option(help='Model folder, or "demo", "demo-fast" or "tiny-random".')]
 Device = Annotated[str, typer.Option(help='"auto", "cpu" or "cuda[:n]".')]
 Dtype = Annotated[str, typer.Option(help='"auto", "float32", "bfloat16" or "float16".')]
 Kernels = Annotated[str, typer.Option(help='"auto" or "reference".')]
@@ -48,7 +48,7 @@ def generate(
     *,
     audio: Annotated[str, typer.Option(help="Speech file.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="MP4 file to write.")],
-    model: Model = "tiny-random",
+    model: Model = "demo",
     image: Annotated[str | None, typer.Option(help="Portrait.")] = None,
     video: Annotated[str | None, typer.Option(help="Source video to edit.")] = None,
     edit_mask: Annotated[
@@ -195,7 +195,8 @@ def train(
     *,
     recipe: Annotated[str, typer.Option(help='"demo" or "miniature".')] = "demo",
     stage: Annotated[
-        list[str] | None, typer.Option(help="vae, clips, flow, distil (default: all); repeatable.")
+        list[str] | None,
+        typer.Option(help="vae, speech, clips, flow, distil (default: all); repeatable."),
     ] = None,
     until: Annotated[int | None, typer.Option(help="Stop each stage at this step.")] = None,
     without: Annotated[

@@ -96,7 +96,8 @@ class TransformerConfig:
         What the blocks predict: the flow velocity, as Wan does, or what the clean latents differ
         by from the reference latents among the condition channels. The model returns a velocity
         either way. A patch with more values than the model is wide cannot carry its noise through
-        the blocks, which a velocity needs (after "Back to Basics", arXiv 2511.13720).
+        the blocks, which a velocity needs (after "Back to Basics", arXiv 2511.13720). In the
+        second kind the blocks see a guess of that difference instead of the noisy latents.
     audio : AudioAdapterConfig or None
         Audio adapter; None builds a plain Wan transformer.
     """

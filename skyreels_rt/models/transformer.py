@@ -26,6 +26,9 @@ from skyreels_rt.models.rope import rope_tables
 SIGMA_FLOOR = 1e-3
 """Least noise level that a clean prediction is divided by."""
 
+RESIDUAL_VARIANCE = 0.3
+"""Expected square of clean latents minus reference, where a face moves."""
+
 
 @dataclass(frozen=True)
 class ContextCache:
@@ -301,7 +304,10 @@ class SkyReelsTransformer(nn.Module):
         _, _, frames, height, width = latents_BCFHW.shape
         if rope is None:
             rope = self.rope(frames, height, width)
-        x_BLD = self._embed_patches(latents_BCFHW.to(self.dtype))
+        inputs = latents_BCFHW
+        if self.config.prediction == "reference_residual":
+            inputs = self._with_residual_estimate(latents_BCFHW, timestep)
+        x_BLD = self._embed_patches(inputs.to(self.dtype))
         time = sinusoid(timestep.to(self.device), self.config.freq_dim)
         time_BD = self.time_embedding(time.to(next(self.time_embedding.parameters()).dtype))
         modulation = self.time_projection(time_BD).float().unflatten(-1, (6, -1))
@@ -311,6 +317,20 @@ class SkyReelsTransformer(nn.Module):
         if self.config.prediction == "velocity":
             return output
         return self._velocity_from_residual(output, latents_BCFHW, timestep)
+
+    def _with_residual_estimate(self, latents: Tensor, timestep: Tensor) -> Tensor:
+        """Noisy channels replaced by the best linear guess of ``clean - reference`` from them.
+
+        Near pure noise the guess is zero: what tells nothing does not enter. After the
+        preconditioning of Karras et al. 2022 (arXiv 2206.00364).
+        """
+        channels = self.config.out_channels
+        noisy, reference = latents[:, :channels].float(), latents[:, -channels:].float()
+        sigma = (timestep.to(latents.device, torch.float32) / 1000).view(-1, 1, 1, 1, 1)
+        signal = (1 - sigma) * RESIDUAL_VARIANCE
+        weight = signal / ((1 - sigma) * signal + sigma.square())
+        guess = weight * (noisy - (1 - sigma) * reference)
+        return torch.cat([guess.to(latents.dtype), latents[:, channels:]], dim=1)
 
     def _velocity_from_residual(self, output: Tensor, latents: Tensor, timestep: Tensor) -> Tensor:
         """Velocity that leads to the clean latents ``reference + output``, in float32 inside."""

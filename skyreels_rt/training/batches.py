@@ -18,9 +18,9 @@ from torch import Tensor
 
 from skyreels_rt.conditioning.channels import condition_channels
 from skyreels_rt.config import AudioFeatureConfig, TransformerConfig
+from skyreels_rt.training.audio_windows import AudioWindows, SpeechBatch
 from skyreels_rt.training.curriculum import Dropout, Lesson
 from skyreels_rt.training.latent_cache import REGIONS, LatentClip
-from skyreels_rt.types import Timeline
 
 REGION_WEIGHTS = {"face": 2.0, "mouth": 8.0, "jaw": 0.0, "eye": 5.0}
 """What the facial-mask loss adds to a cell's weight of 1 where the region fills it."""
@@ -32,8 +32,8 @@ TASKS = ("image_to_video", "text_to_video", "edit", "continuation")
 
 
 @dataclass(frozen=True)
-class WindowBatch:
-    """Windows with everything the losses need.
+class WindowBatch(SpeechBatch):
+    """Windows with everything the losses need; their sound is the base class's.
 
     Attributes
     ----------
@@ -45,18 +45,8 @@ class WindowBatch:
         Condition channels.
     weights : Tensor, shape (B, 1, W, h, w)
         Of the flow loss; zero where nothing is to be generated.
-    mels : Tensor, shape (B, S, bins, T)
-        Log-mel segments that the windows' frames look at.
-    frame_features : Tensor, shape (B, W, E, s), int64
-        For every entry of a latent's audio window, rows of the segments' features.
-    starts_clip : Tensor, shape (B,), bool
-        The window's first latent stands for one frame.
-    hears : Tensor, shape (B,), bool
-        False where the audio is left out.
     prompts : list of str
         Captions, empty where left out.
-    mouth : Tensor, shape (B, W, 4, 5)
-        True mouth parameters of each latent's frames.
     """
 
     clean: Tensor
@@ -64,12 +54,7 @@ class WindowBatch:
     sigma: Tensor
     channels: Tensor
     weights: Tensor
-    mels: Tensor
-    frame_features: Tensor
-    starts_clip: Tensor
-    hears: Tensor
     prompts: list[str]
-    mouth: Tensor
 
 
 class WindowSampler:
@@ -103,11 +88,11 @@ class WindowSampler:
     ) -> None:
         self._clips = clips
         self._config = transformer
-        self._grid = grid
+        assert transformer.audio is not None
+        self._windows = AudioWindows(transformer.audio, grid)
         self._shift = shift
         self._facial_mask = facial_mask
         self._seed = seed
-        self._timeline = Timeline()
 
     def batch(self, step: int, lesson: Lesson, dropout: Dropout) -> WindowBatch:
         """Batch of step ``step``."""
@@ -168,22 +153,15 @@ class WindowSampler:
         channels, to_make = self._conditions(
             clip, start, stop, task, portrait if sees else None, num_given
         )
-        segment, rows = self._feature_rows(start, stop)
-        num_segments = self._segments_of(lesson.window)
-        padding = max(0, segment + num_segments - len(clip.mels))
-        mels = clip.mels[segment : segment + num_segments].float()
-        if padding:
-            mels = torch.cat([mels, mels[-1:].expand(padding, -1, -1)])
+        weights = self._weights(clip, start, stop) * to_make * (1 if sees else UNSEEN_WEIGHT)
+        rows, columns = self._crop(draw, clip.regions[:, start:stop], lesson.crop)
         return {
-            "clean": clip.latents[:, start:stop].float(),
-            "channels": channels,
-            "weights": self._weights(clip, start, stop) * to_make * (1 if sees else UNSEEN_WEIGHT),
-            "mels": mels,
-            "frame_features": rows,
-            "starts_clip": start == 0,
+            "clean": clip.latents[:, start:stop, rows, columns].float(),
+            "channels": channels[..., rows, columns],
+            "weights": weights[..., rows, columns],
             "hears": hears,
             "prompt": clip.caption if reads else "",
-            "mouth": self._mouth(clip, start, stop),
+            **self._windows.cut(clip.mels, clip.mouth, start, stop),
         }
 
     def _conditions(
@@ -228,37 +206,18 @@ class WindowSampler:
         added = torch.tensor([REGION_WEIGHTS[name] for name in REGIONS]).view(-1, 1, 1, 1)
         return 1 + (regions * added).sum(0, keepdim=True)
 
-    def _segments_of(self, window: int) -> int:
-        """Grid steps that any window of this length may look at."""
-        reach = self._reach()
-        features = 2 * (4 * window + 2 * reach)
-        return -(-(features - 1) // self._grid.step) + 1
-
-    def _reach(self) -> int:
-        assert self._config.audio is not None
-        return self._config.audio.window // 2
-
-    def _feature_rows(self, start: int, stop: int) -> tuple[int, Tensor]:
-        """First segment, and rows (W, E, s) of the features counted from its start.
-
-        The first latent of a clip has fewer entries; they come first, the rest repeats the last.
-        """
-        reach, first_frame = self._reach(), self._timeline.first_frame
-        entries = 4 + 2 * reach
-        frames = np.empty((stop - start, entries), np.int64)
-        for row, latent in enumerate(range(start, stop)):
-            wanted = np.arange(first_frame(latent) - reach, first_frame(latent + 1) + reach)
-            frames[row] = np.pad(wanted, (0, entries - len(wanted)), mode="edge")
-        features = np.maximum(frames, 0)[..., None] * 2 + np.arange(2)
-        segment = int(features.min()) // self._grid.step
-        return segment, torch.from_numpy(features - segment * self._grid.step)
-
-    def _mouth(self, clip: LatentClip, start: int, stop: int) -> Tensor:
-        first = self._timeline.first_frame
-        rows = [
-            clip.mouth[first(latent) : first(latent + 1)].expand(4, -1)
-            if latent == 0
-            else clip.mouth[first(latent) : first(latent + 1)]
-            for latent in range(start, stop)
-        ]
-        return torch.stack(rows)
+    def _crop(
+        self, draw: np.random.Generator, regions: Tensor, side: int | None
+    ) -> tuple[slice, slice]:
+        """Rows and columns of a square of patches that holds a cell of the mouth somewhere."""
+        if side is None:
+            return slice(None), slice(None)
+        mouth = regions[REGIONS.index("mouth")].amax(0).numpy()
+        inside = np.argwhere(mouth > 0)
+        cell = inside[int(draw.integers(len(inside)))] if len(inside) else (0, 0)
+        corners = []
+        for at, size, patch in zip(cell, mouth.shape, self._config.patch_size[1:], strict=True):
+            corner = int(at) - int(draw.integers(side))
+            corners.append(min(max(corner // patch * patch, 0), size - side))
+        rows, columns = (slice(corner, corner + side) for corner in corners)
+        return rows, columns

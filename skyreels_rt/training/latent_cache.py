@@ -27,6 +27,7 @@ from skyreels_rt.conditioning.condition_track import to_video_tensor
 from skyreels_rt.config import AudioFeatureConfig
 from skyreels_rt.errors import ModelError
 from skyreels_rt.models.vae import VideoVAE
+from skyreels_rt.training.data.mouth import MouthShape
 from skyreels_rt.training.data.triplets import Triplet, TripletSource
 from skyreels_rt.types import Timeline
 
@@ -152,17 +153,19 @@ def encode_clip(
         known=None if edit is None else _slots(torch.from_numpy(~edit).to(torch.uint8)),
         regions=torch.stack([_slots(torch.from_numpy(masks[name])).amax(0) for name in REGIONS]),
         mels=log_mels(front_end, audio_features, triplet.audio, num_frames),
-        mouth=torch.from_numpy(
-            np.stack(
-                [getattr(triplet.mouth, name)[:num_frames] for name in MOUTH_PARAMETERS], axis=1
-            ).astype(np.float32)
-        ),
+        mouth=mouth_values(triplet.mouth)[:num_frames],
         caption=triplet.caption,
         difficulty=difficulty_of(index),
     )
 
 
 MOUTH_PARAMETERS = ("opening", "width", "rounding", "teeth", "tongue")
+
+
+def mouth_values(mouth: MouthShape) -> Tensor:
+    """Parameters (F, 5), float32, in the order of ``MOUTH_PARAMETERS``."""
+    columns = [getattr(mouth, name) for name in MOUTH_PARAMETERS]
+    return torch.from_numpy(np.stack(columns, axis=1).astype(np.float32))
 
 
 def cells(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:

@@ -15,7 +15,7 @@ from skyreels_rt.kernels import KernelPlan
 from skyreels_rt.models.text_encoder import ByteTextEncoder
 from skyreels_rt.models.tiny_vae import TinyVAE
 from skyreels_rt.models.transformer import ContextCache, SkyReelsTransformer
-from skyreels_rt.training.batches import WindowBatch
+from skyreels_rt.training.audio_windows import SpeechBatch
 from skyreels_rt.training.sizes import ModelSizes
 
 _MAX_SHARD_BYTES = 7e6
@@ -43,15 +43,12 @@ class PortraitModel(nn.Module):
         for parameter in self.audio_encoder.parameters():
             parameter.requires_grad_(True)
         self.audio_encoder.embed_positions.requires_grad_(False)
-        # Only for training: reading the mouth from the tokens makes them carry it early.
-        self.mouth_head = nn.Sequential(
-            nn.Linear(audio.num_tokens * audio.token_dim, 128),
-            nn.GELU(),
-            nn.Linear(128, _FRAMES * _MOUTH_PARAMETERS),
-        )
+        # Only for training. What a linear map reads from the mean of a latent's tokens is what a
+        # cross-attention that does not yet look anywhere hands to every patch.
+        self.mouth_head = nn.Linear(audio.token_dim, _FRAMES * _MOUTH_PARAMETERS)
         _initialise(self)
 
-    def audio_tokens(self, batch: WindowBatch) -> Tensor:
+    def audio_tokens(self, batch: SpeechBatch) -> Tensor:
         """Tokens (B, W, M, C) of a batch, silent where the audio is left out."""
         grid = self.sizes.audio_features
         count, steps = batch.mels.shape[:2]
@@ -94,7 +91,7 @@ class PortraitModel(nn.Module):
 
     def mouth(self, tokens: Tensor) -> Tensor:
         """Mouth parameters (B, W, 4, 5) read from audio tokens."""
-        out: Tensor = self.mouth_head(tokens.flatten(2))
+        out: Tensor = self.mouth_head(tokens.mean(2))
         parameters: Tensor = out.unflatten(-1, (_FRAMES, _MOUTH_PARAMETERS))
         return parameters
 
@@ -138,5 +135,5 @@ def _initialise(model: PortraitModel) -> None:
     for block in blocks:
         # The cross-attentions have no gates: the text's output starts at zero, the audio's small.
         nn.init.zeros_(block.cross_attn.o.weight)
-        nn.init.normal_(block.audio_cross_attn.proj.weight, std=0.02)
+        nn.init.normal_(block.audio_cross_attn.proj.weight, std=0.05)
     nn.init.zeros_(transformer.head.head.weight)

@@ -46,6 +46,29 @@ class Distillation:
     audio_guidance_scale: float = 1.5
 
 
+HEARING = ("audio_encoder.", "transformer.audio_proj.", "mouth_head.")
+"""Names of the parameters that the speech stage trains."""
+
+
+@dataclass(frozen=True)
+class SpeechLessons:
+    """How the audio encoder is prepared.
+
+    Attributes
+    ----------
+    optimisation : Optimisation
+        Schedule of the stage.
+    num_utterances : int
+        Training clips whose sound is used; their pictures are not drawn.
+    batch_size : int
+        Windows of a step.
+    """
+
+    optimisation: Optimisation
+    num_utterances: int
+    batch_size: int = 32
+
+
 @dataclass(frozen=True)
 class Recipe:
     """A training from nothing to the two shipped models.
@@ -64,14 +87,19 @@ class Recipe:
         Its batches.
     pool : int
         Clips it draws crops from at a time.
+    speech : SpeechLessons
+        Second stage: the audio encoder learns to tell mouths.
     flow : Optimisation
-        Second stage: transformer and encoders.
+        Third stage: transformer and encoders.
+    flow_shift : float
+        Shift of the noise levels that the third stage sees: above the sampler's, so that more
+        steps are spent where the mouth must be heard because it cannot be seen.
     curriculum : Curriculum
         Its tasks.
     facial_mask : bool
         Weight face, mouth and eyes up.
     distillation : Distillation or None
-        Third stage.
+        Fourth stage.
     seed : int
         Of everything.
     """
@@ -83,8 +111,10 @@ class Recipe:
     vae: Optimisation
     crops: CropSizes
     pool: int
+    speech: SpeechLessons
     flow: Optimisation
     curriculum: Curriculum
+    flow_shift: float = 5.0
     facial_mask: bool = True
     distillation: Distillation | None = None
     seed: int = 0
@@ -103,16 +133,37 @@ def _demo() -> Recipe:
     return Recipe(
         name="demo",
         sizes=ModelSizes(),
-        num_clips=1350,
+        num_clips=1300,
         clip_s=3.0,
         vae=Optimisation(2900, 2e-3, decay_share=0.45, weight_decay=0.0, ema_decay=0.995),
         crops=CropSizes(),
         pool=64,
-        flow=Optimisation(6000, 1e-3, warmup_steps=100, ema_decay=0.998),
+        speech=SpeechLessons(
+            Optimisation(
+                1200, 2e-3, decay_share=0.5, ema_decay=0.99, muon=("audio_encoder.layers.",)
+            ),
+            num_utterances=3000,
+        ),
+        flow=Optimisation(
+            3300,
+            2e-3,
+            warmup_steps=50,
+            decay_share=0.35,
+            ema_decay=0.998,
+            muon=("transformer.blocks.",),
+            settled=HEARING,
+        ),
         curriculum=PORTRAIT_CURRICULUM,
         distillation=Distillation(
-            Optimisation(1200, 3e-4, decay_share=0.5, ema_decay=0.99),
-            Lesson("distil", 1.0, window=9, batch_size=8),
+            Optimisation(
+                360,
+                3e-4,
+                decay_share=0.5,
+                ema_decay=0.98,
+                muon=("transformer.blocks.",),
+            ),
+            Lesson("distil", 1.0, window=9, batch_size=6),
+            teacher_steps=2,
         ),
     )
 
@@ -157,7 +208,14 @@ def _miniature() -> Recipe:
         vae=Optimisation(300, 2e-3, warmup_steps=10, weight_decay=0.0, ema_decay=0.9),
         crops=CropSizes(batch_size=4, num_frames=5, side=32),
         pool=8,
-        flow=Optimisation(80, 2e-3, warmup_steps=10, ema_decay=0.9),
+        speech=SpeechLessons(
+            Optimisation(60, 2e-3, warmup_steps=10, ema_decay=0.9, muon=("audio_encoder.layers.",)),
+            num_utterances=24,
+            batch_size=8,
+        ),
+        flow=Optimisation(
+            80, 2e-3, warmup_steps=10, ema_decay=0.9, muon=("transformer.blocks.",), settled=HEARING
+        ),
         curriculum=Curriculum((mini, whole)),
         distillation=Distillation(
             Optimisation(60, 1e-3, warmup_steps=4, ema_decay=0.8),

@@ -34,15 +34,16 @@ from skyreels_rt.training.latent_cache import (
 )
 from skyreels_rt.training.plots import plot_history
 from skyreels_rt.training.portrait_model import PortraitModel
-from skyreels_rt.training.recipe import Recipe
+from skyreels_rt.training.recipe import HEARING, Recipe
 from skyreels_rt.training.sample_sheet import write_sample_sheet
+from skyreels_rt.training.speech_stage import SpeechObjective, SpeechSampler, draw_utterances
 from skyreels_rt.training.trainer import Trainer
 from skyreels_rt.training.vae_stage import reconstruction_losses
 
-Stage = Literal["vae", "clips", "flow", "distil"]
+Stage = Literal["vae", "speech", "clips", "flow", "distil"]
 _STATISTICS = "latent_statistics.json"
 _STATISTICS_CLIPS = 16
-STAGES: tuple[Stage, ...] = ("vae", "clips", "flow", "distil")
+STAGES: tuple[Stage, ...] = ("vae", "speech", "clips", "flow", "distil")
 
 
 def run_recipe(
@@ -77,7 +78,13 @@ def run_recipe(
     NonFinite
         Training diverged; the last checkpoint is intact.
     """
-    runners = {"vae": _run_vae, "clips": _run_clips, "flow": _run_flow, "distil": _run_distil}
+    runners = {
+        "vae": _run_vae,
+        "speech": _run_speech,
+        "clips": _run_clips,
+        "flow": _run_flow,
+        "distil": _run_distil,
+    }
     for stage in stages:
         if stage not in runners:
             raise InvalidArgument("stages", expected=f"some of {STAGES}", got=stage)
@@ -133,6 +140,33 @@ def load_vae(recipe: Recipe, folder: Path) -> TinyVAE:
     return vae.to(torch.bfloat16).eval().requires_grad_(False)
 
 
+def _run_speech(recipe: Recipe, folder: Path, until: int | None, every_s: float) -> None:
+    sizes, plan = recipe.sizes, recipe.speech
+    assert sizes.transformer.audio is not None
+    model = PortraitModel(sizes)
+    for name, parameter in model.named_parameters():
+        if not name.startswith(HEARING):
+            parameter.requires_grad_(False)
+    sampler = SpeechSampler(
+        draw_utterances(
+            plan.num_utterances, recipe.clip_s, _front_end(recipe), sizes.audio_features
+        ),
+        sizes.transformer.audio,
+        sizes.audio_features,
+        window=sizes.generation.window,
+        batch_size=plan.batch_size,
+        seed=recipe.seed,
+    )
+    trainer = Trainer(
+        model, SpeechObjective(model, sampler), plan.optimisation,
+        checkpoint=folder / "speech.safetensors", fingerprint=recipe.fingerprint,
+    )  # fmt: skip
+    trainer.run(
+        until=until, checkpoint_every_s=every_s, label="speech",
+        on_checkpoint=lambda t: plot_history(t.history, folder / "speech.png"),
+    )  # fmt: skip
+
+
 def _run_clips(recipe: Recipe, folder: Path, until: int | None, every_s: float) -> None:
     del every_s
     front_end = _front_end(recipe)
@@ -164,9 +198,10 @@ def _measure_latents(recipe: Recipe, vae: TinyVAE) -> dict[str, list[float]]:
 
 def _run_flow(recipe: Recipe, folder: Path, until: int | None, every_s: float) -> None:
     model = PortraitModel(recipe.sizes)
-    objective = FlowObjective(
-        model, _sampler(recipe, folder), recipe.curriculum, recipe.flow.num_steps
-    )
+    hearing = load_checkpoint(folder / "speech.safetensors").part("averages")
+    model.load_state_dict({**model.state_dict(), **hearing})
+    sampler = _sampler(recipe, folder, recipe.flow_shift)
+    objective = FlowObjective(model, sampler, recipe.curriculum, recipe.flow.num_steps)
     trainer = Trainer(
         model, objective, recipe.flow, checkpoint=folder / "flow.safetensors",
         fingerprint=recipe.fingerprint,
@@ -196,7 +231,7 @@ def _run_distil(recipe: Recipe, folder: Path, until: int | None, every_s: float)
         recipe.sizes.generation, num_steps=plan.num_steps, audio_guidance_scale=1.0
     )
     objective = DistillationObjective(
-        student, teacher, _sampler(recipe, folder), plan.lesson,
+        student, teacher, _sampler(recipe, folder, generation.shift), plan.lesson,
         FlowSchedule(plan.num_steps, generation.shift), teacher_steps=plan.teacher_steps,
         audio_guidance_scale=plan.audio_guidance_scale,
     )  # fmt: skip
@@ -214,13 +249,13 @@ def _run_distil(recipe: Recipe, folder: Path, until: int | None, every_s: float)
     trainer.run(until=until, checkpoint_every_s=every_s, label="distil", on_checkpoint=show)
 
 
-def _sampler(recipe: Recipe, folder: Path) -> WindowSampler:
+def _sampler(recipe: Recipe, folder: Path, shift: float) -> WindowSampler:
     clips: list[LatentClip] = load_clips(folder / "clips", recipe.num_clips)
     return WindowSampler(
         clips,
         recipe.sizes.transformer,
         recipe.sizes.audio_features,
-        shift=recipe.sizes.generation.shift,
+        shift=shift,
         facial_mask=recipe.facial_mask,
         seed=recipe.seed,
     )

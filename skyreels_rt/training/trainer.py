@@ -1,4 +1,4 @@
-"""The one optimisation loop: AdamW, an average of the weights, checkpoints, progress."""
+"""The one optimisation loop: AdamW or Muon, an average of the weights, checkpoints, progress."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +43,11 @@ class Optimisation:
         Longer gradients are shortened to it.
     ema_decay : float
         Of the average of the weights; it grows to this from zero.
+    muon : tuple of str
+        Matrices whose names start so are moved by Muon (arXiv 2502.16982) at the same rate; all
+        other parameters by AdamW.
+    settled : tuple of str
+        Parameters whose names start so were trained before and move at a tenth of the rate.
     """
 
     num_steps: int
@@ -52,6 +58,8 @@ class Optimisation:
     betas: tuple[float, float] = (0.9, 0.99)
     max_grad_norm: float = 1.0
     ema_decay: float = 0.999
+    muon: tuple[str, ...] = ()
+    settled: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         require_positive(self, "num_steps", "learning_rate", "max_grad_norm")
@@ -64,6 +72,10 @@ class Optimisation:
         left = (self.num_steps - step) / decay_steps
         fall = 0.5 - 0.5 * math.cos(math.pi * min(1.0, max(0.0, left)))
         return self.learning_rate * min(1.0, (step + 1) / max(1, self.warmup_steps)) * fall
+
+
+_SETTLED_SHARE = 0.1
+_MOMENTS = ("exp_avg", "exp_avg_sq", "momentum_buffer")
 
 
 class Trainer:
@@ -108,17 +120,7 @@ class Trainer:
         self._fingerprint = fingerprint
         self._parameters = {n: p for n, p in module.named_parameters() if p.requires_grad}
         self._averages = {n: p.detach().clone() for n, p in self._parameters.items()}
-        matrices = [p for p in self._parameters.values() if p.ndim > 1]
-        vectors = [p for p in self._parameters.values() if p.ndim <= 1]
-        self._optimiser = torch.optim.AdamW(
-            [
-                {"params": matrices, "weight_decay": config.weight_decay},
-                {"params": vectors, "weight_decay": 0.0},
-            ],
-            lr=config.learning_rate,
-            betas=config.betas,
-            foreach=True,
-        )
+        self._optimisers = _optimisers(self._parameters, config)
         self.step = 0
         self.history: list[dict[str, float]] = []
         self._pending: list[dict[str, float]] = []
@@ -168,10 +170,9 @@ class Trainer:
         for name, parameter in self._parameters.items():
             tensors[f"weights/{name}"] = parameter.detach()
             tensors[f"averages/{name}"] = self._averages[name]
-            for moment in ("exp_avg", "exp_avg_sq"):
-                state = self._optimiser.state.get(parameter)
-                if state:
-                    tensors[f"{moment}/{name}"] = state[moment]
+            for moment, value in self._state(parameter).items():
+                if moment in _MOMENTS:
+                    tensors[f"{moment}/{name}"] = value
         facts = {
             "fingerprint": self._fingerprint,
             "step": self.step,
@@ -181,8 +182,8 @@ class Trainer:
         save_checkpoint(self._path, Checkpoint(tensors, facts))
 
     def _advance(self) -> dict[str, float]:
-        for group in self._optimiser.param_groups:
-            group["lr"] = self._config.rate(self.step)
+        for group in (g for optimiser in self._optimisers for g in optimiser.param_groups):
+            group["lr"] = group["share"] * self._config.rate(self.step)
         losses = self._objective(self.step)
         losses["loss"].backward()
         norm = nn.utils.clip_grad_norm_(self._parameters.values(), self._config.max_grad_norm)
@@ -193,8 +194,9 @@ class Trainer:
                 stage="train",
                 hint="Lower the learning rate; the last checkpoint is intact.",
             )
-        self._optimiser.step()
-        self._optimiser.zero_grad(set_to_none=True)
+        for optimiser in self._optimisers:
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
         self.step += 1
         decay = min(self._config.ema_decay, self.step / (10 + self.step))
         averages, weights = list(self._averages.values()), list(self._parameters.values())
@@ -222,7 +224,7 @@ class Trainer:
                 hint="Train in an empty folder, or go on with the recipe that made it.",
             )
         weights, averages = checkpoint.part("weights"), checkpoint.part("averages")
-        moments = {name: checkpoint.part(name) for name in ("exp_avg", "exp_avg_sq")}
+        moments = {name: checkpoint.part(name) for name in _MOMENTS}
         self.step = int(facts["step"])
         self.history = list(facts["history"])
         self._pending = list(facts["pending"])
@@ -230,8 +232,46 @@ class Trainer:
             for name, parameter in self._parameters.items():
                 parameter.copy_(weights[name])
                 self._averages[name].copy_(averages[name])
-                if name in moments["exp_avg"]:
-                    self._optimiser.state[parameter] = {
-                        "step": torch.tensor(float(self.step)),
-                        **{key: values[name] for key, values in moments.items()},
-                    }
+                found = {key: held[name] for key, held in moments.items() if name in held}
+                if found:
+                    self._state(parameter).update(found, step=torch.tensor(float(self.step)))
+
+    def _state(self, parameter: Tensor) -> dict[str, Any]:
+        """What the parameter's optimiser remembers of it."""
+        for optimiser in self._optimisers:
+            if any(parameter is p for group in optimiser.param_groups for p in group["params"]):
+                state: dict[str, Any] = optimiser.state[parameter]
+                return state
+        return {}
+
+
+def _optimisers(
+    parameters: Mapping[str, nn.Parameter], config: Optimisation
+) -> list[torch.optim.Optimizer]:
+    """AdamW for all but the matrices that Muon moves; a group's ``share`` is of the rate."""
+    adamw, muon = [], []
+    for settled in (False, True):
+        named = [(n, p) for n, p in parameters.items() if _starts(n, config.settled) == settled]
+        by_muon = [p for n, p in named if p.ndim == 2 and _starts(n, config.muon)]
+        others = [p for n, p in named if p.ndim != 2 or not _starts(n, config.muon)]
+        share = _SETTLED_SHARE if settled else 1.0
+        for matrices in (True, False):
+            decay = config.weight_decay if matrices else 0.0
+            group = [p for p in others if (p.ndim > 1) == matrices]
+            adamw.append({"params": group, "weight_decay": decay, "share": share})
+        muon.append({"params": by_muon, "share": share})
+    rate = config.learning_rate
+    optimisers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(adamw, lr=rate, betas=config.betas, foreach=True)
+    ]
+    if any(group["params"] for group in muon):
+        optimisers.append(
+            torch.optim.Muon(
+                muon, lr=rate, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
+            )
+        )
+    return optimisers
+
+
+def _starts(name: str, prefixes: tuple[str, ...]) -> bool:
+    return name.startswith(prefixes)

@@ -279,16 +279,27 @@ def test_a_residual_model_without_output_leads_to_its_reference():
 
 
 def test_a_residual_model_adds_its_output_to_the_reference():
+    """The blocks see the best linear guess of the residual instead of the noisy latents."""
+    model, context = residual_model()
+    inputs, sigma, variance = torch.randn(1, 36, 2, 4, 6), 0.5, 0.3
+    noisy, reference = inputs[:, :16], inputs[:, -16:]
+    # Least squares of y from (1 - sigma) y + sigma z, where y has this variance and z has 1.
+    slope = (1 - sigma) * variance / ((1 - sigma) ** 2 * variance + sigma**2)
+    guessed = torch.cat([slope * (noisy - (1 - sigma) * reference), inputs[:, 16:]], dim=1)
+    velocity = model(inputs, torch.tensor([1000 * sigma]), context)
+    object.__setattr__(model.config, "prediction", "velocity")
+    expected = reference + model(guessed, torch.tensor([1000 * sigma]), context)
+    torch.testing.assert_close(noisy - sigma * velocity, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_residual_model_does_not_look_at_pure_noise():
     model, context = residual_model()
     inputs = torch.randn(1, 36, 2, 4, 6)
-    arrived = {}
-    for prediction in ("reference_residual", "velocity"):
-        object.__setattr__(model.config, "prediction", prediction)
-        arrived[prediction] = model(inputs, torch.tensor([500.0]), context)
-    expected = inputs[:, -16:] + arrived["velocity"]
-    torch.testing.assert_close(
-        inputs[:, :16] - 0.5 * arrived["reference_residual"], expected, atol=1e-5, rtol=1e-5
-    )
+    other = torch.cat([torch.randn(1, 16, 2, 4, 6), inputs[:, 16:]], dim=1)
+    for sigma, same in ((1.0, True), (0.9, False)):
+        time = torch.tensor([1000 * sigma])
+        one, two = (x[:, :16] - sigma * model(x, time, context) for x in (inputs, other))
+        assert torch.allclose(one, two, atol=1e-5) == same
 
 
 def test_a_residual_needs_a_reference():

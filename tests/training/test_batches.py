@@ -8,6 +8,7 @@ import skyreels_rt as rt
 from skyreels_rt.audio.token_track import TokenTrack
 from skyreels_rt.diffusion.schedule import FlowSchedule
 from skyreels_rt.errors import InvalidArgument
+from skyreels_rt.training.audio_windows import AudioWindows
 from skyreels_rt.training.batches import WindowSampler
 from skyreels_rt.training.curriculum import Curriculum, Dropout, Lesson, Mix
 from skyreels_rt.training.distillation import DistillationObjective
@@ -111,6 +112,30 @@ def test_dropout_leaves_conditions_out(sampler):
     assert not everything.hears.any() and not any(everything.prompts)
 
 
+def test_a_crop_is_a_square_of_patches_with_a_piece_of_the_mouth(clips, miniature):
+    sizes = miniature.sizes
+    sampler = WindowSampler(clips, sizes.transformer, sizes.audio_features)
+    cut = Lesson("cut", 1.0, window=4, batch_size=24, mix=Mix(0, 0, 0, 1), crop=4)
+    batch = sampler.batch(0, cut, KEEP)
+    assert batch.clean.shape[2:] == (4, 4, 4)
+    assert batch.channels.shape[2:] == (4, 4, 4) and batch.weights.shape[2:] == (4, 4, 4)
+    # Latents that are given are those of the same cells: all parts were cut alike.
+    mask, given = parts(batch)
+    known = mask[:, :1].bool().expand_as(given)
+    assert known.any() and torch.equal(given[known], batch.clean[known])
+    portraits = torch.cat([clip.portraits.float() for clip in clips])
+    corners = set()
+    for sample in given[:, :, -1]:
+        for row in range(5):
+            for column in range(5):
+                here = portraits[:, :, row : row + 4, column : column + 4]
+                if (here == sample).flatten(1).all(1).any():
+                    corners.add((row, column))
+    assert len(corners) > 1
+    assert all(row % 2 == 0 and column % 2 == 0 for row, column in corners)
+    assert (batch.weights.flatten(1).amax(1) > 1.5).float().mean() > 0.9
+
+
 def test_hard_sound_waits_for_its_lesson(sampler, clips):
     easy = Lesson("easy", 1.0, window=4, batch_size=32, max_difficulty=0.0)
     allowed = torch.stack([c.mels[0, :, -1].float() for c in clips if c.difficulty == 0])
@@ -144,14 +169,16 @@ def test_tokens_are_those_of_the_engine(trained, miniature, model, sampler):
     track.end()
     clip = load_clips(trained / "clips", index + 1)[index]
     window, start = 4, 2
-    segment, rows = sampler._feature_rows(start, start + window)
+    sizes = miniature.sizes
+    windows = AudioWindows(sizes.transformer.audio, sizes.audio_features)
+    sound = windows.cut(clip.mels, clip.mouth, start, start + window)
     with torch.no_grad():
         batch = sampler.batch(0, lesson(image_to_video=1), KEEP)
         one = type(batch)(
             **{
                 **vars(batch),
-                "mels": clip.mels[None, segment : segment + 3].float(),
-                "frame_features": rows[None],
+                "mels": sound["mels"][None],
+                "frame_features": sound["frame_features"][None],
                 "starts_clip": torch.tensor([False]),
                 "hears": torch.tensor([True]),
             }

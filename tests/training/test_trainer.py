@@ -45,12 +45,13 @@ def test_a_loss_falls_and_every_tenth_step_is_recorded(tmp_path):
 
 
 @pytest.mark.parametrize("stop", [1, 17, 20, 59])
-def test_an_interrupted_run_ends_with_the_same_bytes(tmp_path, stop):
-    _, whole = trainer(tmp_path / "whole.safetensors")
+@pytest.mark.parametrize("muon", [(), ("0.",)])
+def test_an_interrupted_run_ends_with_the_same_bytes(tmp_path, stop, muon):
+    _, whole = trainer(tmp_path / "whole.safetensors", muon=muon)
     whole.run()
-    _, first = trainer(tmp_path / "parts.safetensors")
+    _, first = trainer(tmp_path / "parts.safetensors", muon=muon)
     first.run(until=stop)
-    _, second = trainer(tmp_path / "parts.safetensors")
+    _, second = trainer(tmp_path / "parts.safetensors", muon=muon)
     assert second.step == stop
     second.run()
     one, two = (load_checkpoint(tmp_path / f"{n}.safetensors") for n in ("whole", "parts"))
@@ -71,6 +72,26 @@ def test_a_resume_without_the_moments_would_be_noticed(tmp_path):
     _, whole = trainer(tmp_path / "whole.safetensors")
     whole.run()
     assert second.history[-1]["loss"] != whole.history[-1]["loss"]
+
+
+def test_settled_parameters_move_at_a_tenth_of_the_rate(tmp_path):
+    module, run = trainer(tmp_path / "a.safetensors", settled=("2.",), weight_decay=0.0)
+    before = {name: p.detach().clone() for name, p in module.named_parameters()}
+    run.run(until=1)
+    moved = {n: float((p.detach() - before[n]).abs().max()) for n, p in module.named_parameters()}
+    assert moved["2.weight"] == pytest.approx(0.1 * moved["0.weight"], rel=1e-3)
+
+
+def test_muon_moves_a_matrix_along_all_its_directions(tmp_path):
+    """Its first step has singular values near one another; AdamW's do not."""
+    spread = {}
+    for kind, muon in (("muon", ("0.",)), ("adamw", ())):
+        module, run = trainer(tmp_path / f"{kind}.safetensors", muon=muon, weight_decay=0.0)
+        before = module[0].weight.detach().clone()
+        run.run(until=1)
+        values = torch.linalg.svdvals(module[0].weight.detach() - before)
+        spread[kind] = float(values[0] / values[-1])
+    assert spread["muon"] < 3 < spread["adamw"]
 
 
 def test_the_rate_rises_stays_and_falls():

@@ -60,6 +60,31 @@ class Triplet:
     text: str
 
 
+@dataclass(frozen=True, eq=False)
+class Utterance:
+    """Speech without a picture.
+
+    Attributes
+    ----------
+    audio : ndarray, shape (F * 640,), float32
+        What a listener hears, at 16 kHz.
+    loudness : ndarray, shape (F,)
+        Of the speech alone, per frame.
+    mouth : MouthShape
+        True mouth parameters, F frames.
+    voice : Voice
+        Who says it.
+    text : str
+        What is said.
+    """
+
+    audio: NDArray[np.float32]
+    loudness: NDArray[np.float32]
+    mouth: MouthShape
+    voice: Voice
+    text: str
+
+
 @dataclass(frozen=True)
 class TripletSource:
     """Endless triplets; number ``index`` is always the same.
@@ -97,6 +122,31 @@ class TripletSource:
     def __post_init__(self) -> None:
         check_split(self.split)
 
+    def utterance(self, index: int) -> Utterance:
+        """Draw the speech of triplet number ``index`` alone.
+
+        Raises
+        ------
+        InvalidArgument
+            ``index`` is negative, or a setting of the source is out of its range.
+        MissingDependency
+            The speech synthesiser is not installed.
+        """
+        seed = self._seed(index)
+        voice = sample_voice(seed, self.split)
+        text = sample_sentence(seed, voice.language, self.split, duration_s=self.duration_s)
+        speech = synthesise(text, voice, lead_s=LEAD_S, tail_s=TAIL_S)
+        num_frames, samples = _whole_frames(speech)
+        loudness = frame_loudness(samples, num_frames, fps=FPS)
+        acoustics = sample_acoustics(seed, difficulty=self.difficulty)
+        return Utterance(
+            audio=apply_acoustics(samples, acoustics, seed, split=self.split),
+            loudness=loudness,
+            mouth=mouth_track(speech.phonemes, num_frames, fps=FPS, loudness=loudness),
+            voice=voice,
+            text=text,
+        )
+
     def triplet(self, index: int) -> Triplet:
         """Draw triplet number ``index``.
 
@@ -107,36 +157,33 @@ class TripletSource:
         MissingDependency
             The speech synthesiser is not installed.
         """
-        if index < 0:
-            raise InvalidArgument("index", expected=">= 0", got=index)
-        # Even seeds are the train half, odd ones the held-out half, whatever is drawn from them.
-        seed = 2 * index + (self.split == "held_out")
-        identity, voice = sample_identity(seed), sample_voice(seed, self.split)
-        text = sample_sentence(seed, voice.language, self.split, duration_s=self.duration_s)
-        speech = synthesise(text, voice, lead_s=LEAD_S, tail_s=TAIL_S)
-        num_frames, samples = _whole_frames(speech)
-        loudness = frame_loudness(samples, num_frames, fps=FPS)
-        mouth = mouth_track(speech.phonemes, num_frames, fps=FPS, loudness=loudness)
+        seed = self._seed(index)
+        identity, speech = sample_identity(seed), self.utterance(index)
         expression = EXPRESSIONS[seed // 2 % len(EXPRESSIONS)]
         motion = sample_motion(
             seed,
-            num_frames,
+            len(speech.loudness),
             FPS,
-            loudness,
+            speech.loudness,
             amount=self.motion,
             posture=self.posture,
             expression=expression,
         )
-        acoustics = sample_acoustics(seed, difficulty=self.difficulty)
         return Triplet(
-            clip=render(identity, motion, mouth, self.size),
-            audio=apply_acoustics(samples, acoustics, seed, split=self.split),
+            clip=render(identity, motion, speech.mouth, self.size),
+            audio=speech.audio,
             caption=caption(identity, expression, seed=seed),
-            mouth=mouth,
+            mouth=speech.mouth,
             identity=identity,
-            voice=voice,
-            text=text,
+            voice=speech.voice,
+            text=speech.text,
         )
+
+    def _seed(self, index: int) -> int:
+        """Even seeds are the train half, odd ones the held-out half, whatever is drawn."""
+        if index < 0:
+            raise InvalidArgument("index", expected=">= 0", got=index)
+        return 2 * index + (self.split == "held_out")
 
 
 def _whole_frames(speech: Speech) -> tuple[int, NDArray[np.float32]]:
