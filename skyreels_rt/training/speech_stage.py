@@ -1,8 +1,7 @@
 """Teaches the audio encoder to hear mouths before there is a picture to move.
 
-Speech costs thirty milliseconds a clip, a picture seconds: many voices, sentences and noises pass
-in minutes, and the transformer meets audio tokens that already tell the mouth. Without this stage
-it learns to paint mouths from the portrait alone first, and to listen only much later.
+Drawing speech costs a small part of drawing and encoding its picture, so many voices, sentences
+and noises pass in minutes, and the transformer meets audio tokens that already tell the mouth.
 """
 
 from __future__ import annotations
