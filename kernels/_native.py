@@ -9,9 +9,10 @@ from __future__ import annotations
 import ctypes
 import importlib
 import importlib.util
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -28,6 +29,9 @@ ABI_VERSION = 1
 CUDA_LIBRARY = "libskyreels_rt_cuda.so"
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """Element types as the native functions take them (``DType`` in ``csrc``)."""
+
+POINTER, INT, INT64, FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
+"""C types of the launchers' arguments."""
 
 _SWITCHED_OFF = "switched off by SKYREELS_RT_NATIVE=off"
 
@@ -69,20 +73,9 @@ def _load_cuda() -> tuple[ctypes.CDLL | None, str]:
     version = library.skyreels_rt_cuda_abi_version()
     if version != ABI_VERSION:
         return None, f"built for interface {version}, this package speaks {ABI_VERSION}"
-    _declare(library)
-    return library, str(path)
-
-
-def _declare(library: ctypes.CDLL) -> None:
-    """Give the library's functions their C signatures."""
     library.skyreels_rt_cuda_error_string.argtypes = [ctypes.c_int]
     library.skyreels_rt_cuda_error_string.restype = ctypes.c_char_p
-    library.skyreels_rt_cuda_frames_to_uint8.argtypes = [
-        ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int,
-        ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64,
-        ctypes.c_void_p,
-    ]  # fmt: skip
-    library.skyreels_rt_cuda_frames_to_uint8.restype = ctypes.c_int
+    return library, str(path)
 
 
 @cache
@@ -90,6 +83,12 @@ def _find_triton() -> tuple[bool, str]:
     """Whether Triton is installed (it is not imported), and where or why not."""
     spec = importlib.util.find_spec("triton")
     return (False, "not installed") if spec is None else (True, str(spec.origin))
+
+
+@cache
+def triton_interprets() -> bool:
+    """Whether Triton runs its kernels in its interpreter (its own variable TRITON_INTERPRET)."""
+    return env.triton_interprets() and _find_triton()[0]
 
 
 def extension_status() -> tuple[bool, str]:
@@ -123,28 +122,45 @@ def extension() -> ModuleType:
     return module
 
 
-def cuda_library() -> ctypes.CDLL:
-    """Return the CUDA library with declared signatures.
+def cuda_launcher(op: str, *argtypes: type) -> Callable[..., None]:
+    """Launcher of a CUDA operator on the current stream of the current device.
 
-    Raises
-    ------
-    MissingDependency
-        It is not available; the message says why.
+    Parameters
+    ----------
+    op : str
+        ``skyreels_rt_cuda_<op>`` is called.
+    argtypes : ctypes types
+        Of its arguments before the last, the stream; :data:`POINTER` stands for an address.
+
+    Returns
+    -------
+    callable
+        Takes those arguments; raises MissingDependency where the library is not available and
+        NativeCallFailed where the launch fails.
     """
+
+    def launch(*arguments: float | None) -> None:
+        function = _cuda_function(op, argtypes)
+        error = function(*arguments, torch.cuda.current_stream().cuda_stream)
+        if error:
+            text = _cuda_library().skyreels_rt_cuda_error_string(error).decode()
+            raise NativeCallFailed(f"{op}: CUDA error {error}: {text}.", stage="kernels")
+
+    return launch
+
+
+@cache
+def _cuda_function(op: str, argtypes: tuple[type, ...]) -> Callable[..., int]:
+    """The library's function with its C signature."""
+    function: Any = getattr(_cuda_library(), f"skyreels_rt_cuda_{op}")
+    function.argtypes = [*argtypes, POINTER]
+    function.restype = ctypes.c_int
+    launcher: Callable[..., int] = function
+    return launcher
+
+
+def _cuda_library() -> ctypes.CDLL:
     library, detail = _load_cuda()
     if library is None:
         raise MissingDependency(f"{CUDA_LIBRARY}: {detail}.", hint="See `skyreels-rt doctor`.")
     return library
-
-
-def check_cuda(error: int, op: str) -> None:
-    """Raise if a CUDA launcher returned a non-zero ``error``.
-
-    Raises
-    ------
-    NativeCallFailed
-        With the text of the CUDA error.
-    """
-    if error:
-        text = cuda_library().skyreels_rt_cuda_error_string(error).decode()
-        raise NativeCallFailed(f"{op}: CUDA error {error}: {text}.", stage="kernels")

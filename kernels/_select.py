@@ -60,7 +60,15 @@ CANDIDATES: dict[str, tuple[Candidate, ...]] = {
         Candidate(Impl.CPP, "cpu", _FLOAT),
     ),
     "qk_norm_rope": (Candidate(Impl.CPP, "cpu", _FLOAT),),
+    "norm_modulate": (),
+    "gate_residual_norm_modulate": (),
+    "rms_norm_silu": (),
     "audio_cross_attention": (),
+    "absorbed_audio_attention": (),
+    "blf_step": (),
+    "teacache_gate": (),
+    "residual_store": (),
+    "residual_apply": (),
 }
 """Beside the reference, which runs everywhere; the first that can run is AUTO's choice."""
 
@@ -72,8 +80,13 @@ _LAYERS: dict[Impl, tuple[str, Callable[[], tuple[bool, str]]]] = {
 
 
 def obstacle(candidate: Candidate, device_type: str, dtype: torch.dtype) -> str | None:
-    """Why ``candidate`` cannot run for this device and dtype, or None if it can."""
-    if candidate.device_type != device_type:
+    """Why ``candidate`` cannot run for this device and dtype, or None if it can.
+
+    Triton kernels also run on CPU tensors inside Triton's interpreter, which is for tests: AUTO
+    never chooses that.
+    """
+    interpreted = candidate.impl is Impl.TRITON and _native.triton_interprets()
+    if candidate.device_type != device_type and not (interpreted and device_type == "cpu"):
         return f"runs on {candidate.device_type}, not on {device_type}"
     if dtype not in candidate.dtypes:
         return f"takes {', '.join(map(_name, candidate.dtypes))}, not {_name(dtype)}"
@@ -128,8 +141,10 @@ def _decide(op: str, impl: Impl, device_type: str, dtype: torch.dtype) -> tuple[
     obstacles = {c.impl: obstacle(c, device_type, dtype) for c in CANDIDATES[op]}
     runnable = [candidate for candidate, why in obstacles.items() if why is None]
     if impl is Impl.AUTO:
-        if runnable:
-            return runnable[0], "fastest that can run"
+        at_home = [c.impl for c in CANDIDATES[op] if c.device_type == device_type]
+        fitting = [candidate for candidate in runnable if candidate in at_home]
+        if fitting:
+            return fitting[0], "fastest that can run"
         whys = [f"{c.value}: {why}" for c, why in obstacles.items()]
         return Impl.REFERENCE, "; ".join(whys) or "the only implementation"
     if impl in runnable:
@@ -155,8 +170,8 @@ class KernelPlan:
     ----------
     device, dtype : str
         What the plan was made for, e.g. ``"cpu"`` and ``"bfloat16"``.
-    frames_to_uint8, qk_norm_rope, audio_cross_attention : Impl
-        The chosen implementation of each operator, never AUTO.
+    frames_to_uint8, qk_norm_rope, ... : Impl
+        The chosen implementation of each operator of :data:`CANDIDATES`, never AUTO.
     reasons : tuple of (str, str)
         Operator and why its implementation was chosen.
     """
@@ -165,7 +180,15 @@ class KernelPlan:
     dtype: str
     frames_to_uint8: Impl
     qk_norm_rope: Impl
+    norm_modulate: Impl
+    gate_residual_norm_modulate: Impl
+    rms_norm_silu: Impl
     audio_cross_attention: Impl
+    absorbed_audio_attention: Impl
+    blf_step: Impl
+    teacache_gate: Impl
+    residual_store: Impl
+    residual_apply: Impl
     reasons: tuple[tuple[str, str], ...] = ()
 
     @classmethod

@@ -63,6 +63,11 @@ def frames_to_uint8(frames: Tensor, *, impl: Impl = Impl.AUTO) -> Tensor:
     return out
 
 
+_launch = _native.cuda_launcher(
+    "frames_to_uint8", *[_native.POINTER] * 2, _native.INT, *[_native.INT64] * 4
+)
+
+
 def _run(frames: Tensor, impl: str) -> Tensor:
     _, num_frames, height, width = frames.shape
     out = frames.new_empty((num_frames, height, width, 3), dtype=torch.uint8)
@@ -71,9 +76,7 @@ def _run(frames: Tensor, impl: str) -> Tensor:
     dtype = _native.DTYPE_CODES[frames.dtype]
     if impl == "cuda":
         with torch.cuda.device(frames.device):
-            stream = torch.cuda.current_stream().cuda_stream
-            launch = _native.cuda_library().skyreels_rt_cuda_frames_to_uint8
-            _native.check_cuda(launch(source, target, dtype, *sizes, stream), "frames_to_uint8")
+            _launch(source, target, dtype, *sizes)
     else:
         convert = _native.extension().frames_to_uint8
         convert(source, target, dtype, *sizes, torch.get_num_threads())

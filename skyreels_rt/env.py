@@ -7,6 +7,8 @@ silent default. (The variables of the *build* are read by ``setup.py`` and liste
 ``SKYREELS_RT_NATIVE``       auto, off    ``off`` ignores the compiled libraries: every operator
                                           runs its reference implementation.
 ============================ ============ =====================================================
+
+``TRITON_INTERPRET`` is Triton's own: with 1 its kernels run in its interpreter, for tests.
 """
 
 from __future__ import annotations
@@ -39,3 +41,8 @@ def read(name: str) -> str:
 def native_enabled() -> bool:
     """Whether the compiled libraries may be used (``SKYREELS_RT_NATIVE``)."""
     return read("SKYREELS_RT_NATIVE") == "auto"
+
+
+def triton_interprets() -> bool:
+    """Whether Triton was told to interpret its kernels (``TRITON_INTERPRET=1``)."""
+    return os.environ.get("TRITON_INTERPRET") == "1"

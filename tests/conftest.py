@@ -30,6 +30,12 @@ def pytest_configure(config: pytest.Config) -> None:
             "repository root first.",
             returncode=pytest.ExitCode.USAGE_ERROR,
         )
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ["TRITON_INTERPRET"] = (
+            "1"  # before Triton is imported: its kernels run on the CPU
+        )
     # Output is captured while a test runs, so the dump needs a descriptor of its own.
     config.stash[_stderr_fd] = os.dup(sys.__stderr__.fileno())
 

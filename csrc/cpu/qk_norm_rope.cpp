@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "skyreels_rt/qk_norm_rope.h"
 
-#include "kernels.h"
 #include "simd.h"
 
 namespace skyreels_rt::SKYREELS_RT_ISA {

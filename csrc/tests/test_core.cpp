@@ -10,7 +10,7 @@
 #include <thread>
 #include <vector>
 
-#include "skyreels_rt/cpu_kernels.h"
+#include "skyreels_rt/frames_to_uint8.h"
 #include "skyreels_rt/parallel.h"
 
 namespace rt = skyreels_rt;

@@ -8,7 +8,7 @@ import torch
 from skyreels_rt.errors import InvalidArgument, UnsupportedKernel
 from skyreels_rt.kernels import Impl, audio_cross_attention
 from skyreels_rt.kernels.reference.audio_cross_attention import audio_cross_attention as reference
-from skyreels_rt.testing.faults import AUDIO_CROSS_ATTENTION
+from skyreels_rt.testing.faults.audio_cross_attention import FAULTS
 from skyreels_rt.testing.numerics import assert_bitwise_equal, assert_within_budget
 
 # Batch, frames, patches, tokens, heads, head size.
@@ -66,12 +66,12 @@ def test_within_budget(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     assert_within_budget(actual, high, low, dtype)
 
 
-@pytest.mark.parametrize("fault", AUDIO_CROSS_ATTENTION)
+@pytest.mark.parametrize("fault", FAULTS)
 def test_faults_are_rejected(fault: str) -> None:
     inputs = make_inputs(SHAPES[0], torch.bfloat16)
     high = reference(*(x.double() for x in inputs), num_heads=3)
     low = reference(*inputs, num_heads=3)
-    faulty = AUDIO_CROSS_ATTENTION[fault](*inputs, num_heads=3)
+    faulty = FAULTS[fault](*inputs, num_heads=3)
     with pytest.raises(AssertionError, match="error"):
         assert_within_budget(faulty, high, low, torch.bfloat16)
 

@@ -9,7 +9,7 @@ from skyreels_rt.errors import InvalidArgument, UnsupportedKernel
 from skyreels_rt.kernels import Impl, frames_to_uint8
 from skyreels_rt.kernels.reference.frames_to_uint8 import frames_to_uint8 as reference
 from skyreels_rt.runtime.native import native_status
-from skyreels_rt.testing.faults import FRAMES_TO_UINT8
+from skyreels_rt.testing.faults.frames_to_uint8 import FAULTS
 from skyreels_rt.testing.numerics import assert_bitwise_equal
 
 LAYERS = {layer.name: layer for layer in native_status()}
@@ -87,11 +87,11 @@ def test_instruction_sets_and_thread_counts_give_the_same_bytes() -> None:
                 assert_bitwise_equal(out, expected)
 
 
-@pytest.mark.parametrize("fault", FRAMES_TO_UINT8)
+@pytest.mark.parametrize("fault", FAULTS)
 def test_faults_are_rejected(fault: str) -> None:
     frames = make_frames((2, 16, 16), torch.float32)
     with pytest.raises(AssertionError):
-        assert_bitwise_equal(FRAMES_TO_UINT8[fault](frames), reference(frames))
+        assert_bitwise_equal(FAULTS[fault](frames), reference(frames))
 
 
 @needs_cpp

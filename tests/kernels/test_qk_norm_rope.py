@@ -12,7 +12,7 @@ from skyreels_rt.errors import InvalidArgument, UnsupportedKernel
 from skyreels_rt.kernels import Impl, qk_norm_rope
 from skyreels_rt.kernels.reference.qk_norm_rope import qk_norm_rope as reference
 from skyreels_rt.runtime.native import native_status
-from skyreels_rt.testing.faults import QK_NORM_ROPE
+from skyreels_rt.testing.faults.qk_norm_rope import FAULTS
 from skyreels_rt.testing.numerics import assert_bitwise_equal, assert_within_budget
 
 LAYERS = {layer.name: layer for layer in native_status()}
@@ -116,14 +116,14 @@ def test_instruction_sets_and_thread_counts_give_the_same_bytes(dtype: torch.dty
         assert_bitwise_equal(k, results[0][1])
 
 
-@pytest.mark.parametrize("fault", QK_NORM_ROPE)
+@pytest.mark.parametrize("fault", FAULTS)
 def test_faults_are_rejected(fault: str) -> None:
     q, k, *rest = make_inputs((1, 336, 3, 64), torch.bfloat16)
     inputs = (q * 3e-3, k * 3e-3, *rest)  # quiet, so that epsilon matters
     options = {"eps": 1e-6, "num_heads": 3}
     assert_both_within_budget(reference(*inputs, **options), inputs, **options)
     with pytest.raises(AssertionError, match="error"):
-        assert_both_within_budget(QK_NORM_ROPE[fault](*inputs, **options), inputs, **options)
+        assert_both_within_budget(FAULTS[fault](*inputs, **options), inputs, **options)
 
 
 @needs_cpp

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "skyreels_rt/isa.h"
 #include "skyreels_rt/types.h"
 
 namespace skyreels_rt {
@@ -17,5 +18,11 @@ struct FramesToUint8Params {
   int64_t stride_frame;    // elements
   DType dtype;
 };
+
+// Pixels [begin, end) of the F * plane pixels, counted frame after frame.
+SKYREELS_RT_KERNEL(frames_to_uint8, const FramesToUint8Params& params, int64_t begin, int64_t end)
+
+// The whole operator on num_threads threads. Arguments must have been checked by the caller.
+void frames_to_uint8(const FramesToUint8Params& params, Isa isa, int num_threads);
 
 }  // namespace skyreels_rt

@@ -10,6 +10,9 @@
 
 namespace skyreels_rt {
 
+// Below this many bytes a thread costs more to wake than it saves.
+constexpr int64_t kBytesPerRange = 64 * 1024;
+
 using RangeFn = std::function<void(int64_t begin, int64_t end)>;
 
 // Calls fn on disjoint ranges that cover [0, n), on at most num_threads threads (the caller is one

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "skyreels_rt/isa.h"
 #include "skyreels_rt/types.h"
 
 namespace skyreels_rt {
@@ -21,5 +22,12 @@ struct QkNormRopeParams {
   float eps;
   DType dtype;
 };
+
+// Rows [begin, end) of the B * L rows. scratch holds 2 * head_dim floats.
+SKYREELS_RT_KERNEL(qk_norm_rope, const QkNormRopeParams& params, int64_t begin, int64_t end,
+                   float* scratch)
+
+// The whole operator on num_threads threads. Arguments must have been checked by the caller.
+void qk_norm_rope(const QkNormRopeParams& params, Isa isa, int num_threads);
 
 }  // namespace skyreels_rt

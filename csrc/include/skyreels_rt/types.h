@@ -12,4 +12,6 @@ constexpr int kAbiVersion = 1;
 // Codes as Python passes them. 16-bit floats are stored as their bit patterns.
 enum class DType : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
 
+constexpr int64_t element_size(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
+
 }  // namespace skyreels_rt

@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the bindings of all operators share. Tensors come as addresses, sizes and strides, so that
+// nothing of torch is needed to build this. Sizes and codes are checked here, tensors in kernels/;
+// skyreels_rt/_C.pyi holds the signatures for Python.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "skyreels_rt/isa.h"
+#include "skyreels_rt/types.h"
+
+namespace skyreels_rt::bindings {
+
+namespace py = pybind11;
+
+constexpr const char* kIsaNames[] = {"plain", "avx2", "avx512"};
+
+inline void require(bool ok, const char* what) {
+  if (!ok) throw std::invalid_argument(what);
+}
+
+// Element type by its code; the CPU operators take float32 and bfloat16.
+DType cpu_dtype(int code);
+
+// Instruction set by its name, the widest for "".
+Isa parse_isa(const std::string& name);
+
+template <class T>
+T* pointer(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+// One for each csrc/bindings/<op>.cpp.
+void bind_frames_to_uint8(py::module_& m);
+void bind_qk_norm_rope(py::module_& m);
+
+}  // namespace skyreels_rt::bindings
