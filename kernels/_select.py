@@ -11,12 +11,13 @@ import enum
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 
 from skyreels_rt.errors import InvalidArgument, UnsupportedKernel
 from skyreels_rt.kernels import _native
+from skyreels_rt.kernels.dense_attention import AttentionBackend, choose_attention
 
 
 class Impl(enum.Enum):
@@ -172,6 +173,8 @@ class KernelPlan:
         What the plan was made for, e.g. ``"cpu"`` and ``"bfloat16"``.
     frames_to_uint8, qk_norm_rope, ... : Impl
         The chosen implementation of each operator of :data:`CANDIDATES`, never AUTO.
+    attention : AttentionBackend
+        Who computes dense attention, see :mod:`skyreels_rt.kernels.dense_attention`.
     reasons : tuple of (str, str)
         Operator and why its implementation was chosen.
     """
@@ -189,6 +192,7 @@ class KernelPlan:
     teacache_gate: Impl
     residual_store: Impl
     residual_apply: Impl
+    attention: AttentionBackend = AttentionBackend.SDPA
     reasons: tuple[tuple[str, str], ...] = ()
 
     @classmethod
@@ -196,7 +200,8 @@ class KernelPlan:
         cls,
         device: torch.device | str,
         dtype: torch.dtype,
-        kernels: Literal["auto", "reference"] | Mapping[str, Impl | str] = "auto",
+        kernels: Literal["auto", "reference"]
+        | Mapping[str, Impl | AttentionBackend | str] = "auto",
     ) -> KernelPlan:
         """Choose the implementation of every operator.
 
@@ -208,7 +213,8 @@ class KernelPlan:
             Element type it computes in.
         kernels : {"auto", "reference"} or mapping
             ``"auto"`` takes the fastest that can run, ``"reference"`` plain torch everywhere; a
-            mapping from operator to implementation pins those and leaves the rest to ``"auto"``.
+            mapping from operator (or ``"attention"``) to implementation pins those and leaves the
+            rest to ``"auto"``.
 
         Raises
         ------
@@ -217,15 +223,19 @@ class KernelPlan:
         UnsupportedKernel
             A pinned implementation cannot run here.
         """
-        requests = _requests(kernels)
-        device_type = torch.device(device).type
-        decided = {op: _decide(op, requests[op], device_type, dtype) for op in CANDIDATES}
+        requests, wanted_attention = _requests(kernels)
+        where = torch.device(device)
+        decided = {op: _decide(op, requests[op], where.type, dtype) for op in CANDIDATES}
+        attention, why_attention = choose_attention(wanted_attention, where, dtype)
         return cls(
-            device=device_type,
+            device=where.type,
             dtype=_name(dtype),
-            reasons=tuple((op, why) for op, (_, why) in decided.items()),
+            attention=attention,
+            reasons=(
+                *((op, why) for op, (_, why) in decided.items()), ("attention", why_attention)
+            ),
             **{op: impl for op, (impl, _) in decided.items()},
-        )
+        )  # fmt: skip
 
     def describe(self) -> str:
         """Return the plan as lines of text, one operator each."""
@@ -242,26 +252,37 @@ class KernelPlan:
         return {"device": self.device, "dtype": self.dtype, "operators": operators}
 
 
-def _requests(kernels: str | Mapping[str, Impl | str]) -> dict[str, Impl]:
-    """One request per operator."""
-    if isinstance(kernels, str):
-        if kernels not in ("auto", "reference"):
-            raise InvalidArgument(
-                "kernels", expected="'auto', 'reference' or a mapping", got=repr(kernels)
-            )
-        return dict.fromkeys(CANDIDATES, Impl(kernels))
+def _requests(
+    kernels: str | Mapping[str, Impl | AttentionBackend | str],
+) -> tuple[dict[str, Impl], AttentionBackend]:
+    """One request per operator, and the one for attention."""
+    if isinstance(kernels, str) and kernels in ("auto", "reference"):
+        attention = AttentionBackend.AUTO if kernels == "auto" else AttentionBackend.SDPA
+        return dict.fromkeys(CANDIDATES, Impl(kernels)), attention
     if not isinstance(kernels, Mapping):
         raise InvalidArgument(
             "kernels", expected="'auto', 'reference' or a mapping", got=repr(kernels)
         )
-    requests = dict.fromkeys(CANDIDATES, Impl.AUTO)
-    for op, impl in kernels.items():
-        if op not in CANDIDATES:
-            raise InvalidArgument("kernels", expected=f"keys among {list(CANDIDATES)}", got=op)
-        try:
-            requests[op] = Impl(impl)
-        except ValueError:
+    requests, attention = dict.fromkeys(CANDIDATES, Impl.AUTO), AttentionBackend.AUTO
+    for op, wanted in kernels.items():
+        if op == "attention":
+            attention = _member(AttentionBackend, op, wanted)
+        elif op in CANDIDATES:
+            requests[op] = _member(Impl, op, wanted)
+        else:
             raise InvalidArgument(
-                f"kernels[{op!r}]", expected=f"one of {[i.value for i in Impl]}", got=impl
-            ) from None
-    return requests
+                "kernels", expected=f"keys among {[*CANDIDATES, 'attention']}", got=op
+            )
+    return requests, attention
+
+
+_Choice = TypeVar("_Choice", bound=enum.Enum)
+
+
+def _member(kind: type[_Choice], op: str, wanted: enum.Enum | str) -> _Choice:
+    try:
+        return kind(wanted)
+    except ValueError:
+        raise InvalidArgument(
+            f"kernels[{op!r}]", expected=f"one of {[choice.value for choice in kind]}", got=wanted
+        ) from None

@@ -242,6 +242,34 @@ def bench_step(
             report.write(json_file)
 
 
+@bench_app.command("kernels")
+def bench_kernels(
+    *,
+    repeats: Annotated[int, typer.Option(help="Timed runs per side, at least 5.")] = 9,
+    compile_: Annotated[
+        bool, typer.Option("--compile/--no-compile", help="Also time torch.compile (minutes).")
+    ] = True,
+    json_file: JsonFile = None,
+) -> None:
+    """Time every operator on the CPU against eager torch and torch.compile, in the same run."""
+    with _errors_as_exit_codes():
+        from skyreels_rt.bench.kernels import measure_kernels
+        from skyreels_rt.report import require_writable
+
+        if json_file is not None:
+            require_writable(json_file)
+        with console.status("measuring ...") as status:
+            report = measure_kernels(
+                repeats=repeats,
+                command=_command_line(),
+                with_compile=compile_,
+                on_row=lambda row: status.update(f"{row.name}: {row.value:.3g} {row.unit}"),
+            )
+        Console().print(_table(report))
+        if json_file is not None:
+            report.write(json_file)
+
+
 def main() -> None:
     """Entry point of the console script."""
     app()

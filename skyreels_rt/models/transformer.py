@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from skyreels_rt.config import TransformerConfig
 from skyreels_rt.errors import InvalidArgument
-from skyreels_rt.kernels import KernelPlan
+from skyreels_rt.kernels import KernelPlan, gate_residual_norm_modulate, norm_modulate
 from skyreels_rt.models.attention import CrossAttention, KeysValues, SelfAttention
 from skyreels_rt.models.audio_adapter import AudioCrossAttention, AudioPacker
 from skyreels_rt.models.rope import rope_tables
@@ -51,6 +51,30 @@ class ContextCache:
     audio: tuple[KeysValues, ...] | None = None
 
 
+@dataclass(frozen=True)
+class Affine:
+    """What follows a LayerNorm's statistics: ``normalised * weight + bias``.
+
+    Attributes
+    ----------
+    weight, bias : Tensor, shape (B or 1, 1, D), float32
+        From the modulation (adaLN) or a norm's own parameters.
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    @classmethod
+    def of_rows(cls, modulation: Tensor, first: int) -> Affine:
+        """Rows ``first`` (shift) and ``first + 1`` (1 + scale) of a modulation (B, rows, D)."""
+        return cls(modulation[:, first + 1 : first + 2], modulation[:, first : first + 1])
+
+    @classmethod
+    def of_norm(cls, norm: nn.LayerNorm) -> Affine:
+        """A LayerNorm's own parameters."""
+        return cls(norm.weight.float()[None, None], norm.bias.float()[None, None])
+
+
 class TransformerBlock(nn.Module):
     """Self-attention, text (and image) cross-attention, audio cross-attention, feed-forward.
 
@@ -68,7 +92,7 @@ class TransformerBlock(nn.Module):
         self.eps = config.eps
         self.self_attn = SelfAttention(config, plan)
         self.norm3 = nn.LayerNorm(dim, eps=config.eps)
-        self.cross_attn = CrossAttention(config)
+        self.cross_attn = CrossAttention(config, plan)
         if config.audio is not None:
             self.norm_x = nn.LayerNorm(dim, eps=config.eps)
             self.audio_cross_attn = AudioCrossAttention(config, plan)
@@ -78,23 +102,30 @@ class TransformerBlock(nn.Module):
             nn.Linear(config.ffn_dim, dim),
         )
         self.modulation = nn.Parameter(torch.empty(1, 6, dim))
+        self.plan = plan
 
     def forward(
         self,
         x_BLD: Tensor,
+        normed_BLD: Tensor,
         modulation_B6D: Tensor,
+        following: Affine,
         rope: tuple[Tensor, Tensor],
         context: ContextCache,
         index: int,
-    ) -> Tensor:
-        """Tokens after this block, shape (B, L, D).
+    ) -> tuple[Tensor, Tensor]:
+        """Tokens after this block, and the same normalised for what follows, (B, L, D) each.
+
+        Every residual addition is fused with the norm after it, also across blocks.
 
         Parameters
         ----------
-        x_BLD : Tensor, shape (B, L, D)
-            Video tokens.
+        x_BLD, normed_BLD : Tensor, shape (B, L, D)
+            Video tokens, and the same normalised by this block's modulation.
         modulation_B6D : Tensor, shape (B, 6, D), float32
-            Projected time embedding: shift, scale, gate of attention, then of the feed-forward.
+            This block's rows, as :meth:`SkyReelsTransformer.modulation` gives them.
+        following : Affine
+            Norm of what comes after this block.
         rope : tuple of Tensor
             Cosines and sines.
         context : ContextCache
@@ -102,18 +133,25 @@ class TransformerBlock(nn.Module):
         index : int
             This block's entry in ``context``.
         """
-        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (
-            self.modulation.float() + modulation_B6D
-        ).unbind(1)
-        normed = norm_modulate(x_BLD, shift, scale, self.eps)
-        x_BLD = gate_residual(x_BLD, self.self_attn(normed, *rope), gate)
+        gate, ffn_gate = modulation_B6D[:, 2:3], modulation_B6D[:, 5:6]
+        ffn_norm = Affine.of_rows(modulation_B6D, 3)
+        y = self.self_attn(normed_BLD, *rope)
+        x, normed = self._add_and_norm(x_BLD, y, gate, Affine.of_norm(self.norm3))
         image = context.image[index] if context.image is not None else None
-        x_BLD = residual(x_BLD, self.cross_attn(self.norm3(x_BLD), context.text[index], image))
+        y = self.cross_attn(normed, context.text[index], image)
         if context.audio is not None:
-            heard = self.audio_cross_attn(self.norm_x(x_BLD), context.audio[index])
-            x_BLD = residual(x_BLD, heard)
-        normed = norm_modulate(x_BLD, ffn_shift, ffn_scale, self.eps)
-        return gate_residual(x_BLD, self.ffn(normed), ffn_gate)
+            x, normed = self._add_and_norm(x, y, None, Affine.of_norm(self.norm_x))
+            y = self.audio_cross_attn(normed, context.audio[index])
+        x, normed = self._add_and_norm(x, y, None, ffn_norm)
+        return self._add_and_norm(x, self.ffn(normed), ffn_gate, following)
+
+    def _add_and_norm(
+        self, x: Tensor, y: Tensor, gate: Tensor | None, norm: Affine
+    ) -> tuple[Tensor, Tensor]:
+        return gate_residual_norm_modulate(
+            x, y, gate, norm.weight, norm.bias,
+            eps=self.eps, impl=self.plan.gate_residual_norm_modulate,
+        )  # fmt: skip
 
 
 class ImageEmbedding(nn.Module):
@@ -152,14 +190,17 @@ class Head(nn.Module):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.eps = config.eps
         self.head = nn.Linear(config.dim, config.out_channels * math.prod(config.patch_size))
         self.modulation = nn.Parameter(torch.empty(1, 2, config.dim))
 
-    def forward(self, x_BLD: Tensor, time_BD: Tensor) -> Tensor:
-        """(B, L, D) -> (B, L, patch volume x out_channels)."""
-        shift, scale = (self.modulation.float() + time_BD.float().unsqueeze(1)).unbind(1)
-        out: Tensor = self.head(norm_modulate(x_BLD, shift, scale, self.eps))
+    def norm(self, time_BD: Tensor) -> Affine:
+        """Affine part of the norm before the projection, from the time embedding (B, D)."""
+        shift, scale = (self.modulation.float() + time_BD.float().unsqueeze(1)).split(1, dim=1)
+        return Affine(1 + scale, shift)
+
+    def forward(self, normed_BLD: Tensor) -> Tensor:
+        """(B, L, D), normalised, -> (B, L, patch volume x out_channels)."""
+        out: Tensor = self.head(normed_BLD)
         return out
 
 
@@ -177,6 +218,7 @@ class SkyReelsTransformer(nn.Module):
     def __init__(self, config: TransformerConfig, plan: KernelPlan) -> None:
         super().__init__()
         self.config = config
+        self.plan = plan
         dim = config.dim
         patch_volume = math.prod(config.patch_size)
         # A patch embedding is a linear map of each patch; Wan stores it as a convolution.
@@ -310,13 +352,34 @@ class SkyReelsTransformer(nn.Module):
         x_BLD = self._embed_patches(inputs.to(self.dtype))
         time = sinusoid(timestep.to(self.device), self.config.freq_dim)
         time_BD = self.time_embedding(time.to(next(self.time_embedding.parameters()).dtype))
-        modulation = self.time_projection(time_BD).float().unflatten(-1, (6, -1))
+        modulations = self.modulation(self.time_projection(time_BD))
+        norms = [Affine.of_rows(rows, 0) for rows in modulations]
+        norms.append(self.head.norm(time_BD))
+        normed = norm_modulate(
+            x_BLD, norms[0].weight, norms[0].bias,
+            eps=self.config.eps, impl=self.plan.norm_modulate,
+        )  # fmt: skip
         for index, block in enumerate(self.blocks):
-            x_BLD = block(x_BLD, modulation, rope, context, index)
-        output = self._join_patches(self.head(x_BLD, time_BD), frames, height, width)
+            x_BLD, normed = block(
+                x_BLD, normed, modulations[index], norms[index + 1], rope, context, index
+            )
+        output = self._join_patches(self.head(normed), frames, height, width)
         if self.config.prediction == "velocity":
             return output
         return self._velocity_from_residual(output, latents_BCFHW, timestep)
+
+    def modulation(self, projected_time: Tensor) -> tuple[Tensor, ...]:
+        """Every block's rows (B, 6, D), float32: shift, 1 + scale, gate of attention, then of FFN.
+
+        Parameters
+        ----------
+        projected_time : Tensor, shape (B, 6 D)
+            Output of the time projection.
+        """
+        rows = projected_time.float().unflatten(-1, (6, -1))
+        rows = rows + rows.new_tensor([0.0, 1.0, 0.0, 0.0, 1.0, 0.0])[:, None]
+        own = torch.stack([block.modulation.float() for block in self._blocks()])
+        return (own + rows).unbind(0)
 
     def _with_residual_estimate(self, latents: Tensor, timestep: Tensor) -> Tensor:
         """Noisy channels replaced by the best linear guess of ``clean - reference`` from them.
@@ -396,32 +459,3 @@ def sinusoid(timestep: Tensor, dim: int) -> Tensor:
     exponents = torch.arange(half, dtype=torch.float64, device=timestep.device) / half
     angles = torch.outer(timestep.double(), 10_000.0**-exponents)
     return torch.cat([angles.cos(), angles.sin()], dim=1).float()
-
-
-def norm_modulate(x_BLD: Tensor, shift_BD: Tensor, scale_BD: Tensor, eps: float) -> Tensor:
-    """LayerNorm without affine, then ``(1 + scale) x + shift`` (adaLN); statistics in float32.
-
-    On the CPU a sample's modulation is the weight and bias of its LayerNorm: one pass over x.
-    """
-    width = (x_BLD.shape[-1],)
-    weight = 1 + scale_BD
-    if x_BLD.device.type != "cpu":
-        normed = F.layer_norm(x_BLD.float(), width, eps=eps)
-        return torch.addcmul(shift_BD[:, None], normed, weight[:, None]).to(x_BLD.dtype)
-    if x_BLD.shape[0] == 1:
-        return F.layer_norm(x_BLD, width, weight[0], shift_BD[0], eps)
-    samples = zip(x_BLD, weight, shift_BD, strict=True)
-    return torch.stack([F.layer_norm(x, width, w, b, eps) for x, w, b in samples])
-
-
-def gate_residual(x_BLD: Tensor, y_BLD: Tensor, gate_BD: Tensor) -> Tensor:
-    """``x + gate * y``; reuses x's memory when no gradient is recorded."""
-    gate = gate_BD.unsqueeze(1).to(x_BLD.dtype)
-    if torch.is_grad_enabled():
-        return torch.addcmul(x_BLD, y_BLD, gate)
-    return x_BLD.addcmul_(y_BLD, gate)
-
-
-def residual(x_BLD: Tensor, y_BLD: Tensor) -> Tensor:
-    """``x + y``; reuses x's memory when no gradient is recorded."""
-    return x_BLD + y_BLD if torch.is_grad_enabled() else x_BLD.add_(y_BLD)
