@@ -10,7 +10,10 @@ if __name__ == "skyreels_rt.kernels":
     from skyreels_rt.kernels.audio_cross_attention import audio_cross_attention
     from skyreels_rt.kernels.dense_attention import AttentionBackend, dense_attention
     from skyreels_rt.kernels.frames_to_uint8 import frames_to_uint8
+    from skyreels_rt.kernels.gate_residual_norm_modulate import gate_residual_norm_modulate
+    from skyreels_rt.kernels.norm_modulate import norm_modulate
     from skyreels_rt.kernels.qk_norm_rope import qk_norm_rope
+    from skyreels_rt.kernels.rms_norm_silu import rms_norm_silu
 
     __all__ = [
         "AttentionBackend",
@@ -19,7 +22,10 @@ if __name__ == "skyreels_rt.kernels":
         "audio_cross_attention",
         "dense_attention",
         "frames_to_uint8",
+        "gate_residual_norm_modulate",
+        "norm_modulate",
         "qk_norm_rope",
+        "rms_norm_silu",
     ]
 else:
     # Someone has the repository root on sys.path. A second copy would register every operator

@@ -33,10 +33,10 @@ def require_shape(name: str, x: Tensor, shape: tuple[int | None, ...], legend: s
     legend : str
         The shape in words, e.g. ``"(B, L, N*K)"``.
     """
-    if x.shape != shape and (
-        x.ndim != len(shape)
-        or any(want not in (None, size) for size, want in zip(x.shape, shape, strict=True))
-    ):
+    fits = x.ndim == len(shape)
+    for size, want in zip(x.shape, shape, strict=False):  # a loop: this runs on every call
+        fits = fits and want in (None, size)
+    if not fits:
         sizes = ", ".join("any" if want is None else str(want) for want in shape)
         raise InvalidArgument(name, expected=f"shape {legend} = ({sizes})", got=tuple(x.shape))
 
@@ -55,6 +55,61 @@ def require_device(name: str, x: Tensor, other_name: str, other: Tensor) -> None
     """Raise InvalidArgument unless ``x`` is on the device of ``other``."""
     if x.device != other.device:
         raise InvalidArgument(name, expected=f"{other.device}, as {other_name}", got=str(x.device))
+
+
+def require_segments(name: str, table: Tensor, x_name: str, x: Tensor) -> None:
+    """Raise InvalidArgument unless ``table`` holds one row for each segment of the tokens of ``x``.
+
+    Parameters
+    ----------
+    name : str
+        Argument to name.
+    table : Tensor
+        Should be (B or 1, S, D) in fp32 (fp64 beside fp64), last dimension dense; S divides L.
+    x_name : str
+        Name of ``x``.
+    x : Tensor, shape (B, L, D)
+        Already checked.
+    """
+    batch, length, width = x.shape
+    if table.ndim != 3 or table.shape[0] not in (1, batch) or table.shape[2] != width:
+        raise InvalidArgument(
+            name, expected=f"shape (B or 1, S, D) = ({batch} or 1, any, {width})",
+            got=tuple(table.shape),
+        )  # fmt: skip
+    segments = table.shape[1]
+    if segments == 0 or length % segments:
+        raise InvalidArgument(name, expected=f"S a divisor of L = {length}", got=f"S = {segments}")
+    wanted = torch.float64 if x.dtype == torch.float64 else torch.float32
+    if table.dtype != wanted or table.device != x.device:
+        raise InvalidArgument(
+            name,
+            expected=f"{wanted} on {x.device}, as {x_name}",
+            got=f"{table.dtype} on {table.device}",
+        )
+    require_dense(name, table)
+
+
+def require_dense(name: str, x: Tensor) -> None:
+    """Raise InvalidArgument unless the last dimension of ``x`` has stride 1."""
+    if x.stride(-1) != 1 and x.shape[-1] > 1:
+        raise InvalidArgument(
+            name, expected="a dense last dimension (stride 1)", got=f"stride {x.stride(-1)}"
+        )
+
+
+def require_separate_rows(name: str, x: Tensor) -> None:
+    """Raise InvalidArgument unless the rows of ``x``, shape (B, L, D), are dense and apart."""
+    require_dense(name, x)
+    batch, length, width = x.shape
+    across, along, _ = x.stride()
+    if (along < width and length > 1) or (across < width and batch > 1):
+        raise InvalidArgument(
+            name,
+            expected="rows that do not overlap, for they are overwritten",
+            got=f"strides {x.stride()}",
+            hint="Clone an expanded tensor first.",
+        )
 
 
 def require_heads(width: int, num_heads: int, *, even: bool) -> int:

@@ -23,6 +23,8 @@ from skyreels_rt.errors import MissingDependency, SkyReelsError
 if TYPE_CHECKING:
     from types import ModuleType
 
+    from torch import Tensor
+
 ABI_VERSION = 1
 """Version of the native interface this package speaks (``kAbiVersion`` in ``csrc``)."""
 
@@ -120,6 +122,13 @@ def extension() -> ModuleType:
     if module is None:
         raise MissingDependency(f"skyreels_rt._C: {detail}.", hint="See `skyreels-rt doctor`.")
     return module
+
+
+def segment_table(table: Tensor) -> tuple[int, int, int, int]:
+    """Turn a (B or 1, S, D) tensor into the tuple that the native functions take for it."""
+    across, along, _ = table.stride()
+    batch, segments, _ = table.shape
+    return table.data_ptr(), segments, across if batch > 1 else 0, along
 
 
 def cuda_launcher(op: str, *argtypes: type) -> Callable[..., None]:

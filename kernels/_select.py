@@ -61,9 +61,18 @@ CANDIDATES: dict[str, tuple[Candidate, ...]] = {
         Candidate(Impl.CPP, "cpu", _FLOAT),
     ),
     "qk_norm_rope": (Candidate(Impl.CPP, "cpu", _FLOAT),),
-    "norm_modulate": (),
-    "gate_residual_norm_modulate": (),
-    "rms_norm_silu": (),
+    "norm_modulate": (
+        Candidate(Impl.TRITON, "cuda", _FLOAT_OR_HALF),
+        Candidate(Impl.CPP, "cpu", _FLOAT),
+    ),
+    "gate_residual_norm_modulate": (
+        Candidate(Impl.TRITON, "cuda", _FLOAT_OR_HALF),
+        Candidate(Impl.CPP, "cpu", _FLOAT),
+    ),
+    "rms_norm_silu": (
+        Candidate(Impl.TRITON, "cuda", _FLOAT_OR_HALF),
+        Candidate(Impl.CPP, "cpu", _FLOAT),
+    ),
     "audio_cross_attention": (),
     "absorbed_audio_attention": (),
     "blf_step": (),

@@ -108,19 +108,8 @@ def _check(
         if table.dtype not in (torch.float32, torch.float64):
             raise InvalidArgument(name, expected="float32", got=str(table.dtype))
         _checks.require_device(name, table, "q", q)
-    for name, x in (("q", q), ("k", k)):
-        across, along, within = x.stride()
-        if within != 1:
-            raise InvalidArgument(
-                name, expected="a dense last dimension (stride 1)", got=f"stride {within}"
-            )
-        if (along < width and length > 1) or (across < width and x.shape[0] > 1):
-            raise InvalidArgument(
-                name,
-                expected="rows that do not overlap, for they are overwritten",
-                got=f"strides {x.stride()}",
-                hint="Clone an expanded tensor first.",
-            )
+    _checks.require_separate_rows("q", q)
+    _checks.require_separate_rows("k", k)
     return head_dim
 
 

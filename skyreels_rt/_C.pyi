@@ -2,8 +2,11 @@
 
 Tensors are addresses; sizes and strides count elements; ``dtype`` is 0 (fp32) or 1 (bf16); ``isa``
 is ``""`` (widest), ``"plain"``, ``"avx2"`` or ``"avx512"``. A bad argument raises ValueError. The
-GIL is released while computing.
+GIL is released while computing. A ``SegmentTable`` stands for a (B or 1, S, D) fp32 tensor: its
+address, S, stride of the batch (0 where broadcast), stride of a segment.
 """
+
+SegmentTable = tuple[int, int, int, int]
 
 ABI_VERSION: int
 
@@ -17,6 +20,40 @@ def frames_to_uint8(
     plane: int,
     stride_channel: int,
     stride_frame: int,
+    num_threads: int,
+    isa: str = "",
+) -> None: ...
+def gate_residual_norm_modulate(
+    x: int,
+    y: int,
+    normed: int,
+    gate: SegmentTable,
+    weight: SegmentTable,
+    bias: SegmentTable,
+    dtype: int,
+    batch: int,
+    length: int,
+    width: int,
+    x_stride_batch: int,
+    x_stride_row: int,
+    y_stride_batch: int,
+    y_stride_row: int,
+    eps: float,
+    num_threads: int,
+    isa: str = "",
+) -> None: ...
+def norm_modulate(
+    x: int,
+    y: int,
+    weight: SegmentTable,
+    bias: SegmentTable,
+    dtype: int,
+    batch: int,
+    length: int,
+    width: int,
+    stride_batch: int,
+    stride_row: int,
+    eps: float,
     num_threads: int,
     isa: str = "",
 ) -> None: ...
@@ -37,6 +74,19 @@ def qk_norm_rope(
     k_stride_batch: int,
     k_stride_row: int,
     eps: float,
+    num_threads: int,
+    isa: str = "",
+) -> None: ...
+def rms_norm_silu(
+    x: int,
+    y: int,
+    gamma: int,
+    dtype: int,
+    batch: int,
+    channels: int,
+    positions: int,
+    channels_last: bool,
+    silu: bool,
     num_threads: int,
     isa: str = "",
 ) -> None: ...

@@ -8,6 +8,7 @@
 
 #include <stdexcept>
 #include <string>
+#include <tuple>
 
 #include "skyreels_rt/isa.h"
 #include "skyreels_rt/types.h"
@@ -33,8 +34,17 @@ T* pointer(uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
+// A SegmentTable as Python passes it: address, segments, stride of the batch, of a segment.
+using Table = std::tuple<uintptr_t, int64_t, int64_t, int64_t>;
+
+// Throws std::invalid_argument with `what` unless the table's segments divide `length`.
+SegmentTable segment_table(const Table& table, int64_t length, const char* what);
+
 // One for each csrc/bindings/<op>.cpp.
 void bind_frames_to_uint8(py::module_& m);
+void bind_gate_residual_norm_modulate(py::module_& m);
+void bind_norm_modulate(py::module_& m);
 void bind_qk_norm_rope(py::module_& m);
+void bind_rms_norm_silu(py::module_& m);
 
 }  // namespace skyreels_rt::bindings

@@ -21,6 +21,12 @@ Isa parse_isa(const std::string& name) {
   throw std::invalid_argument("isa: expected '', 'plain', 'avx2' or 'avx512', got '" + name + "'");
 }
 
+SegmentTable segment_table(const Table& table, int64_t length, const char* what) {
+  const auto [address, segments, stride_batch, stride_segment] = table;
+  require(segments >= 1 && length % segments == 0, what);
+  return {pointer<const float>(address), stride_batch, stride_segment, length / segments};
+}
+
 namespace {
 
 std::vector<std::string> available_isas() {
@@ -41,5 +47,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("isa", [] { return bindings::kIsaNames[static_cast<int>(best_isa())]; });
   m.def("available_isas", &bindings::available_isas);
   bindings::bind_frames_to_uint8(m);
+  bindings::bind_gate_residual_norm_modulate(m);
+  bindings::bind_norm_modulate(m);
   bindings::bind_qk_norm_rope(m);
+  bindings::bind_rms_norm_silu(m);
 }

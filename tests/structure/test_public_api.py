@@ -126,5 +126,6 @@ def test_members(name):
 
 def test_kernel_names():
     assert sorted(kernels.__all__) == [
-        "Impl", "KernelPlan", "audio_cross_attention", "frames_to_uint8", "qk_norm_rope",
+        "Impl", "KernelPlan", "audio_cross_attention", "frames_to_uint8",
+        "gate_residual_norm_modulate", "norm_modulate", "qk_norm_rope", "rms_norm_silu",
     ]  # fmt: skip

@@ -14,4 +14,12 @@ enum class DType : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
 
 constexpr int64_t element_size(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
 
+// One row of D values for each of S segments of tokens: (B or 1, S, D), last dimension dense.
+struct SegmentTable {
+  const float* data;
+  int64_t stride_batch;    // elements; 0 where the batch is broadcast
+  int64_t stride_segment;  // elements
+  int64_t tokens;          // per segment: L / S
+};
+
 }  // namespace skyreels_rt

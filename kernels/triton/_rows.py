@@ -1,0 +1,29 @@
+"""What the kernels over rows of D values share: launch sizes and the address of a segment's row."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+CONFIGS = {256: 1, 512: 1, 1024: 2, 2048: 4, 4096: 8, 8192: 16}
+"""Warps by padded row width: chosen by inspection of registers, not yet measured on a GPU."""
+
+
+def row_config(width: int) -> tuple[int, int]:
+    """Padded width and number of warps for rows of ``width`` values."""
+    padded = max(triton.next_power_of_2(width), min(CONFIGS))
+    return padded, CONFIGS.get(padded, 16)
+
+
+def segment_strides(table: Tensor) -> tuple[int, int]:
+    """Strides of the batch (0 where it is broadcast) and of the segments of a (B or 1, S, D)."""
+    across, along, _ = table.stride()
+    return (across if table.shape[0] > 1 else 0), along
+
+
+@triton.jit
+def load_segment_row(table, batch, segment, stride_batch, stride_segment, columns, mask):  # type: ignore[no-untyped-def]
+    """Row of one segment; neighbouring programs read it again, so it should stay cached."""
+    offset = batch * stride_batch + segment * stride_segment
+    return tl.load(table + offset + columns, mask=mask, other=0.0, eviction_policy="evict_last")
