@@ -58,9 +58,13 @@ _FLOAT_OR_HALF = (torch.float32, torch.bfloat16, torch.float16)
 CANDIDATES: dict[str, tuple[Candidate, ...]] = {
     "frames_to_uint8": (
         Candidate(Impl.CUDA, "cuda", _FLOAT_OR_HALF),
+        Candidate(Impl.TRITON, "cuda", _FLOAT_OR_HALF),
         Candidate(Impl.CPP, "cpu", _FLOAT),
     ),
-    "qk_norm_rope": (Candidate(Impl.CPP, "cpu", _FLOAT),),
+    "qk_norm_rope": (
+        Candidate(Impl.TRITON, "cuda", _FLOAT_OR_HALF),
+        Candidate(Impl.CPP, "cpu", _FLOAT),
+    ),
     "norm_modulate": (
         Candidate(Impl.TRITON, "cuda", _FLOAT_OR_HALF),
         Candidate(Impl.CPP, "cpu", _FLOAT),

@@ -16,6 +16,7 @@ implementation device   dtypes
 reference      any      fp32, bf16, fp16, fp64
 cpp            CPU      fp32, bf16
 cuda           CUDA     fp32, bf16, fp16
+triton         CUDA     fp32, bf16, fp16
 ============== ======== ======================
 """
 
@@ -71,6 +72,11 @@ _launch = _native.cuda_launcher(
 def _run(frames: Tensor, impl: str) -> Tensor:
     _, num_frames, height, width = frames.shape
     out = frames.new_empty((num_frames, height, width, 3), dtype=torch.uint8)
+    if impl == "triton":
+        from skyreels_rt.kernels.triton import frames_to_uint8 as triton
+
+        triton.launch(frames, out)
+        return out
     sizes = (num_frames, height * width, frames.stride(0), frames.stride(1))
     source, target = frames.data_ptr(), out.data_ptr()
     dtype = _native.DTYPE_CODES[frames.dtype]

@@ -18,6 +18,7 @@ implementation device   dtypes
 ============== ======== ======================
 reference      any      fp32, bf16, fp16, fp64
 cpp            CPU      fp32, bf16
+triton         CUDA     fp32, bf16, fp16
 ============== ======== ======================
 
 Source: Wan-Video/Wan2.1 ``wan/modules/model.py`` (``WanRMSNorm``, ``rope_apply``).
@@ -122,9 +123,14 @@ def _run(
     sin: Tensor,
     eps: float,
     head_dim: int,
-    impl: str,  # noqa: ARG001 - one compiled implementation so far
+    impl: str,
 ) -> None:
     operands = [_dense_fp32(x) for x in (weight_q, weight_k, cos, sin)]
+    if impl == "triton":
+        from skyreels_rt.kernels.triton import qk_norm_rope as triton
+
+        triton.launch(q, k, operands[:2], operands[2:], eps, head_dim)
+        return
     batch, length, width = q.shape
     _native.extension().qk_norm_rope(
         q.data_ptr(), k.data_ptr(), *[x.data_ptr() for x in operands],

@@ -23,7 +23,15 @@ def segment_strides(table: Tensor) -> tuple[int, int]:
 
 
 @triton.jit
-def load_segment_row(table, batch, segment, stride_batch, stride_segment, columns, mask):  # type: ignore[no-untyped-def]
+def load_segment_row(
+    table: tl.tensor,
+    batch: tl.tensor,
+    segment: tl.tensor,
+    stride_batch: tl.tensor,
+    stride_segment: tl.tensor,
+    columns: tl.tensor,
+    mask: tl.tensor,
+) -> tl.tensor:
     """Row of one segment; neighbouring programs read it again, so it should stay cached."""
     offset = batch * stride_batch + segment * stride_segment
     return tl.load(table + offset + columns, mask=mask, other=0.0, eviction_policy="evict_last")

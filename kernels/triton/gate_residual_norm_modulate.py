@@ -16,7 +16,7 @@ from skyreels_rt.kernels.triton._rows import (
 
 
 @triton.jit
-def _gate_residual_norm_modulate_kernel(  # type: ignore[no-untyped-def]
+def _gate_residual_norm_modulate_kernel(
     x, y, gate, weight, bias, normed, length, gate_tokens, norm_tokens,
     x_batch, x_row, y_batch, y_row, gate_batch, gate_segment,
     weight_batch, weight_segment, bias_batch, bias_segment,

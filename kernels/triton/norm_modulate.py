@@ -16,7 +16,7 @@ from skyreels_rt.kernels.triton._rows import (
 
 
 @triton.jit
-def _norm_modulate_kernel(  # type: ignore[no-untyped-def]
+def _norm_modulate_kernel(
     x, y, weight, bias, length, tokens, x_batch, x_row,
     weight_batch, weight_segment, bias_batch, bias_segment,
     WIDTH: tl.constexpr, EPS: tl.constexpr, BLOCK: tl.constexpr,

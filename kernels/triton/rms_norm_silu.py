@@ -16,7 +16,7 @@ measured on a GPU."""
 
 
 @triton.jit
-def _rms_norm_silu_kernel(  # type: ignore[no-untyped-def]
+def _rms_norm_silu_kernel(
     x, gamma, y, positions, CHANNELS: tl.constexpr, ROOT: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, SILU: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip

@@ -14,6 +14,10 @@ from skyreels_rt.testing.numerics import assert_bitwise_equal
 
 LAYERS = {layer.name: layer for layer in native_status()}
 needs_cpp = pytest.mark.skipif(not LAYERS["_C"].active, reason=f"_C: {LAYERS['_C'].detail}")
+interpreted = pytest.mark.skipif(
+    not LAYERS["triton"].active or torch.cuda.is_available(),
+    reason=f"interpreter not in use: {LAYERS['triton'].detail}",
+)
 SHAPES = [(1, 1, 1), (2, 3, 5), (3, 16, 16), (5, 33, 31), (1, 70, 513), (0, 4, 4), (2, 0, 4)]
 
 
@@ -68,6 +72,18 @@ def test_cpp_takes_views(dtype: torch.dtype) -> None:
     ]
     for view in views:
         assert_bitwise_equal(frames_to_uint8(view, impl=Impl.CPP), reference(view))
+
+
+@interpreted
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_triton_interpreted_equals_reference(dtype: torch.dtype) -> None:
+    for shape in SHAPES:
+        frames = make_frames(shape, dtype)
+        assert_bitwise_equal(frames_to_uint8(frames, impl=Impl.TRITON), reference(frames))
+    video = make_frames((8, 12, 20), dtype)
+    video[0, 0, 0, :4] = torch.tensor([float("nan"), float("inf"), -float("inf"), 3.0])
+    for view in (video[:, 1::2], video.flip(0), video[..., 3:17], video[:, :, 1:]):
+        assert_bitwise_equal(frames_to_uint8(view, impl=Impl.TRITON), reference(view))
 
 
 @needs_cpp
@@ -133,11 +149,12 @@ def test_bad_frames(frames: torch.Tensor, words: str) -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_cuda_equals_reference(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("impl", [Impl.CUDA, Impl.TRITON])
+def test_gpu_equals_reference(impl: Impl, dtype: torch.dtype) -> None:
     for shape in [*SHAPES, (4, 480, 832)]:
         frames = make_frames(shape, dtype)
-        out = frames_to_uint8(frames.cuda(), impl=Impl.CUDA)
+        out = frames_to_uint8(frames.cuda(), impl=impl)
         assert_bitwise_equal(out, reference(frames))
     video = make_frames((8, 12, 20), dtype).cuda()
     for view in (video[:, 1::2], video.flip(0), video[..., 3:17], video[:, :, 1:]):
-        assert_bitwise_equal(frames_to_uint8(view, impl=Impl.CUDA), reference(view.cpu()))
+        assert_bitwise_equal(frames_to_uint8(view, impl=impl), reference(view.cpu()))

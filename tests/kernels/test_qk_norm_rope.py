@@ -17,6 +17,11 @@ from skyreels_rt.testing.numerics import assert_bitwise_equal, assert_within_bud
 
 LAYERS = {layer.name: layer for layer in native_status()}
 needs_cpp = pytest.mark.skipif(not LAYERS["_C"].active, reason=f"_C: {LAYERS['_C'].detail}")
+# The interpreter's casts to bf16 truncate, so there that type is left to the GPU.
+interpreted = pytest.mark.skipif(
+    not LAYERS["triton"].active or torch.cuda.is_available(),
+    reason=f"interpreter not in use: {LAYERS['triton'].detail}",
+)
 # Batch, length, heads, head size: model shapes, odd tails, empty.
 SHAPES = [
     (1, 336, 3, 64), (2, 61, 12, 128), (1, 100, 2, 32), (2, 173, 3, 22), (1, 700, 1, 6),
@@ -78,6 +83,32 @@ def test_cpp_within_budget(
     assert actual[0] is inputs[0]
     assert actual[1] is inputs[1]
     assert_both_within_budget(actual, expected_from, **options)
+
+
+@interpreted
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("shape", [(2, 9, 3, 64), (1, 4, 40, 128), (1, 7, 3, 22), (1, 0, 3, 64)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_triton_interpreted(
+    shape: tuple[int, int, int, int], dtype: torch.dtype, fused: bool
+) -> None:
+    inputs = make_inputs(shape, dtype, fused=fused)
+    options = {"eps": 1e-6, "num_heads": shape[2]}
+    expected_from = tuple(clone(inputs))
+    actual = qk_norm_rope(*inputs, **options, impl=Impl.TRITON)
+    assert actual[0] is inputs[0]
+    assert actual[1] is inputs[1]
+    assert_both_within_budget(actual, expected_from, **options)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_triton_on_the_gpu(dtype: torch.dtype) -> None:
+    for shape in [*SHAPES, (1, 50, 40, 128)]:
+        inputs = make_inputs(shape, dtype)
+        options = {"eps": 1e-6, "num_heads": shape[2]}
+        q, k = qk_norm_rope(*(x.cuda() for x in inputs), **options, impl=Impl.TRITON)
+        assert_both_within_budget((q.cpu(), k.cpu()), inputs, **options)
 
 
 @needs_cpp
@@ -206,7 +237,7 @@ def test_no_width_and_integer_weights_are_refused() -> None:
 
 
 def test_unsupported_request_raises() -> None:
-    with pytest.raises(UnsupportedKernel, match="triton"):
+    with pytest.raises(UnsupportedKernel, match="cuda"):
         qk_norm_rope(
-            *make_inputs((1, 5, 2, 8), torch.float32), eps=1e-6, num_heads=2, impl=Impl.TRITON
+            *make_inputs((1, 5, 2, 8), torch.float32), eps=1e-6, num_heads=2, impl=Impl.CUDA
         )
