@@ -8,10 +8,19 @@ specification in eager torch, also its fp64 oracle and its gradient), ``csrc/cpu
 if __name__ == "skyreels_rt.kernels":
     from skyreels_rt.kernels._select import Impl, KernelPlan
     from skyreels_rt.kernels.audio_cross_attention import audio_cross_attention
+    from skyreels_rt.kernels.blf_step import blf_step, blf_velocity
     from skyreels_rt.kernels.frames_to_uint8 import frames_to_uint8
     from skyreels_rt.kernels.qk_norm_rope import qk_norm_rope
 
-    __all__ = ["Impl", "KernelPlan", "audio_cross_attention", "frames_to_uint8", "qk_norm_rope"]
+    __all__ = [
+        "Impl",
+        "KernelPlan",
+        "audio_cross_attention",
+        "blf_step",
+        "blf_velocity",
+        "frames_to_uint8",
+        "qk_norm_rope",
+    ]
 else:
     # Someone has the repository root on sys.path. A second copy would register every operator
     # twice, so this one is empty; it cannot raise, because transformers imports whatever is called

@@ -65,7 +65,11 @@ CANDIDATES: dict[str, tuple[Candidate, ...]] = {
     "rms_norm_silu": (),
     "audio_cross_attention": (),
     "absorbed_audio_attention": (),
-    "blf_step": (),
+    "blf_step": (
+        Candidate(Impl.CUDA, "cuda", _FLOAT_OR_HALF),
+        Candidate(Impl.TRITON, "cuda", _FLOAT_OR_HALF),
+        Candidate(Impl.CPP, "cpu", _FLOAT),
+    ),
     "teacache_gate": (),
     "residual_store": (),
     "residual_apply": (),

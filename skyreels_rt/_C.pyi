@@ -9,6 +9,28 @@ ABI_VERSION: int
 
 def isa() -> str: ...
 def available_isas() -> list[str]: ...
+def blf_step(
+    latents: int,
+    velocities: list[int],
+    starts: list[int],
+    weights: int,
+    guidance: list[float],
+    out: int,
+    dtype: int,
+    window: int,
+    channels: int,
+    length: int,
+    num_pinned: int,
+    plane: int,
+    latents_stride_channel: int,
+    latents_stride_frame: int,
+    stride_pass: int,
+    stride_channel: int,
+    stride_frame: int,
+    delta: float,
+    num_threads: int,
+    isa: str = "",
+) -> None: ...
 def frames_to_uint8(
     src: int,
     dst: int,

@@ -126,5 +126,6 @@ def test_members(name):
 
 def test_kernel_names():
     assert sorted(kernels.__all__) == [
-        "Impl", "KernelPlan", "audio_cross_attention", "frames_to_uint8", "qk_norm_rope",
+        "Impl", "KernelPlan", "audio_cross_attention", "blf_step", "blf_velocity",
+        "frames_to_uint8", "qk_norm_rope",
     ]  # fmt: skip
