@@ -11,6 +11,9 @@ if __name__ == "skyreels_rt.kernels":
     from skyreels_rt.kernels.blf_step import blf_step, blf_velocity
     from skyreels_rt.kernels.frames_to_uint8 import frames_to_uint8
     from skyreels_rt.kernels.qk_norm_rope import qk_norm_rope
+    from skyreels_rt.kernels.residual_apply import residual_apply
+    from skyreels_rt.kernels.residual_store import residual_store
+    from skyreels_rt.kernels.teacache_gate import teacache_gate
 
     __all__ = [
         "Impl",
@@ -20,6 +23,9 @@ if __name__ == "skyreels_rt.kernels":
         "blf_velocity",
         "frames_to_uint8",
         "qk_norm_rope",
+        "residual_apply",
+        "residual_store",
+        "teacache_gate",
     ]
 else:
     # Someone has the repository root on sys.path. A second copy would register every operator

@@ -70,9 +70,21 @@ CANDIDATES: dict[str, tuple[Candidate, ...]] = {
         Candidate(Impl.TRITON, "cuda", _FLOAT_OR_HALF),
         Candidate(Impl.CPP, "cpu", _FLOAT),
     ),
-    "teacache_gate": (),
-    "residual_store": (),
-    "residual_apply": (),
+    "teacache_gate": (
+        Candidate(Impl.CUDA, "cuda", _FLOAT_OR_HALF),
+        Candidate(Impl.TRITON, "cuda", _FLOAT_OR_HALF),
+        Candidate(Impl.CPP, "cpu", _FLOAT),
+    ),
+    "residual_store": (
+        Candidate(Impl.CUDA, "cuda", _FLOAT_OR_HALF),
+        Candidate(Impl.TRITON, "cuda", _FLOAT_OR_HALF),
+        Candidate(Impl.CPP, "cpu", _FLOAT),
+    ),
+    "residual_apply": (
+        Candidate(Impl.CUDA, "cuda", _FLOAT_OR_HALF),
+        Candidate(Impl.TRITON, "cuda", _FLOAT_OR_HALF),
+        Candidate(Impl.CPP, "cpu", _FLOAT),
+    ),
 }
 """Beside the reference, which runs everywhere; the first that can run is AUTO's choice."""
 

@@ -62,3 +62,22 @@ def qk_norm_rope(
     num_threads: int,
     isa: str = "",
 ) -> None: ...
+def residual_apply(
+    x: int, residual: int, dtype: int, count: int, num_threads: int, isa: str = ""
+) -> None: ...
+def residual_store(
+    before: int, after: int, out: int, dtype: int, count: int, num_threads: int, isa: str = ""
+) -> None: ...
+def teacache_gate(
+    signal: int,
+    previous: int,
+    accumulated: int,
+    skip: int,
+    coefficients: list[float],
+    dtype: int,
+    forced: bool,
+    count: int,
+    threshold: float,
+    num_threads: int,
+    isa: str = "",
+) -> None: ...

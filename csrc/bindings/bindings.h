@@ -37,5 +37,8 @@ T* pointer(uintptr_t address) {
 void bind_blf_step(py::module_& m);
 void bind_frames_to_uint8(py::module_& m);
 void bind_qk_norm_rope(py::module_& m);
+void bind_residual_apply(py::module_& m);
+void bind_residual_store(py::module_& m);
+void bind_teacache_gate(py::module_& m);
 
 }  // namespace skyreels_rt::bindings

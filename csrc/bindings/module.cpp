@@ -43,4 +43,7 @@ PYBIND11_MODULE(_C, m) {
   bindings::bind_blf_step(m);
   bindings::bind_frames_to_uint8(m);
   bindings::bind_qk_norm_rope(m);
+  bindings::bind_residual_apply(m);
+  bindings::bind_residual_store(m);
+  bindings::bind_teacache_gate(m);
 }

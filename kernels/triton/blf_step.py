@@ -108,22 +108,28 @@ def blf_step(
         )  # fmt: skip
 
 
+PLANE, LENGTH, WINDOW, CHANNELS = 60 * 104, 34, 21, 16  # latents of 480 x 832 pixels
+
+
 def _aot(
     dtype: str, passes: int, has_latents: bool
 ) -> tuple[Any, dict[str, str], dict[str, Any], int]:
     pointers = {"latents": "*fp32", "velocity": f"*{dtype}", "weights": "*fp32", "out": "*fp32"}
     scalars = dict.fromkeys(("factor0", "factor1", "factor2", "delta"), "fp32")
     counts = dict.fromkeys(("start", "num_shared", "num_final", "num_pinned"), "i32")
-    strides = dict.fromkeys(
-        (
-            "plane", "latents_stride_channel", "latents_stride_frame", "stride_pass",
-            "stride_channel", "stride_frame", "out_stride_channel",
-        ),
-        "i64",
-    )  # fmt: skip
-    flags = dict.fromkeys(("PASSES", "HAS_LATENTS", "BLOCK"), "constexpr")
-    constants = {"PASSES": passes, "HAS_LATENTS": has_latents, "BLOCK": CONFIGS["BLOCK"]}
-    signature = pointers | scalars | counts | strides | flags
+    constants = {
+        "plane": PLANE,
+        "latents_stride_channel": LENGTH * PLANE,
+        "latents_stride_frame": PLANE,
+        "stride_pass": CHANNELS * WINDOW * PLANE,
+        "stride_channel": WINDOW * PLANE,
+        "stride_frame": PLANE,
+        "out_stride_channel": LENGTH * PLANE,
+        "PASSES": passes,
+        "HAS_LATENTS": has_latents,
+        "BLOCK": CONFIGS["BLOCK"],
+    }
+    signature = pointers | scalars | counts | dict.fromkeys(constants, "constexpr")
     return _blf_step_kernel, signature, constants, CONFIGS["num_warps"]
 
 
@@ -133,4 +139,7 @@ AOT = [
     for passes in (1, 2, 3)
     for has_latents in (True, False)
 ]
-"""Kernel, signature, constants and warps of every configuration, for compile tests."""
+"""Kernel, signature, constants and warps of every configuration, for compile tests.
+
+Sizes are constants there, because Triton specialises on their divisibility at run time, too.
+"""

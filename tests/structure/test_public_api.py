@@ -127,5 +127,5 @@ def test_members(name):
 def test_kernel_names():
     assert sorted(kernels.__all__) == [
         "Impl", "KernelPlan", "audio_cross_attention", "blf_step", "blf_velocity",
-        "frames_to_uint8", "qk_norm_rope",
+        "frames_to_uint8", "qk_norm_rope", "residual_apply", "residual_store", "teacache_gate",
     ]  # fmt: skip

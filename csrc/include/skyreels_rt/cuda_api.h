@@ -36,6 +36,24 @@ SKYREELS_RT_EXPORT int skyreels_rt_cuda_blf_step(
     int64_t plane, int64_t latents_stride_channel, int64_t latents_stride_frame,
     int64_t stride_pass, int64_t stride_channel, int64_t stride_frame, float delta, void* stream);
 
+// out = after - before; all dense, of one layout, `count` elements of dtype.
+SKYREELS_RT_EXPORT int skyreels_rt_cuda_residual_store(const void* before, const void* after,
+                                                       void* out, int dtype, int64_t count,
+                                                       void* stream);
+
+// x += residual; both dense, of one layout, `count` elements of dtype.
+SKYREELS_RT_EXPORT int skyreels_rt_cuda_residual_apply(void* x, const void* residual, int dtype,
+                                                       int64_t count, void* stream);
+
+// accumulated (1) float32, skip (1) bool; sums: scratch of 2 * num_chunks float64, num_chunks the
+// number of 16384-element chunks of the signal, 0 where forced; coefficients in host memory.
+SKYREELS_RT_EXPORT int skyreels_rt_cuda_teacache_gate(const void* signal, const void* previous,
+                                                      float* accumulated, uint8_t* skip,
+                                                      double* sums, const double* coefficients,
+                                                      int num_coefficients, int dtype, int forced,
+                                                      int64_t count, int64_t num_chunks,
+                                                      float threshold, void* stream);
+
 #if defined(__cplusplus)
 }
 #endif
