@@ -8,24 +8,33 @@ specification in eager torch, also its fp64 oracle and its gradient), ``csrc/cpu
 if __name__ == "skyreels_rt.kernels":
     from skyreels_rt.kernels._select import Impl, KernelPlan
     from skyreels_rt.kernels.audio_cross_attention import audio_cross_attention
+    from skyreels_rt.kernels.blf_step import blf_step, blf_velocity
     from skyreels_rt.kernels.dense_attention import AttentionBackend, dense_attention
     from skyreels_rt.kernels.frames_to_uint8 import frames_to_uint8
     from skyreels_rt.kernels.gate_residual_norm_modulate import gate_residual_norm_modulate
     from skyreels_rt.kernels.norm_modulate import norm_modulate
     from skyreels_rt.kernels.qk_norm_rope import qk_norm_rope
+    from skyreels_rt.kernels.residual_apply import residual_apply
+    from skyreels_rt.kernels.residual_store import residual_store
     from skyreels_rt.kernels.rms_norm_silu import rms_norm_silu
+    from skyreels_rt.kernels.teacache_gate import teacache_gate
 
     __all__ = [
         "AttentionBackend",
         "Impl",
         "KernelPlan",
         "audio_cross_attention",
+        "blf_step",
+        "blf_velocity",
         "dense_attention",
         "frames_to_uint8",
         "gate_residual_norm_modulate",
         "norm_modulate",
         "qk_norm_rope",
+        "residual_apply",
+        "residual_store",
         "rms_norm_silu",
+        "teacache_gate",
     ]
 else:
     # Someone has the repository root on sys.path. A second copy would register every operator

@@ -134,3 +134,32 @@ def require_heads(width: int, num_heads: int, *, even: bool) -> int:
 def needs_gradient(*tensors: Tensor) -> bool:
     """Whether autograd wants to record an operation on these tensors."""
     return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+
+
+def require_dense(name: str, x: Tensor) -> None:
+    """Raise InvalidArgument unless the elements of ``x`` fill their memory without a gap."""
+    if x.is_contiguous():
+        return
+    expected = 1
+    for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):
+        if size > 1 and stride != expected:
+            raise InvalidArgument(
+                name,
+                expected="a dense tensor, in any order of dimensions",
+                got=f"shape {tuple(x.shape)} with strides {x.stride()}",
+                hint="Make it contiguous first.",
+            )
+        expected *= size
+
+
+def require_layout(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
+    """Raise InvalidArgument unless ``x`` has shape, dtype, device and strides of ``other``."""
+    if x.shape != other.shape:
+        raise InvalidArgument(
+            name, expected=f"shape {tuple(other.shape)}, as {other_name}", got=tuple(x.shape)
+        )
+    require_like(name, x, other_name, other)
+    if x.stride() != other.stride() and not (x.is_contiguous() and other.is_contiguous()):
+        raise InvalidArgument(
+            name, expected=f"strides {other.stride()}, as {other_name}", got=x.stride()
+        )

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 """Version of the native interface this package speaks (``kAbiVersion`` in ``csrc``)."""
 
 CUDA_LIBRARY = "libskyreels_rt_cuda.so"

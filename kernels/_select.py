@@ -79,10 +79,26 @@ CANDIDATES: dict[str, tuple[Candidate, ...]] = {
     ),
     "audio_cross_attention": (),
     "absorbed_audio_attention": (),
-    "blf_step": (),
-    "teacache_gate": (),
-    "residual_store": (),
-    "residual_apply": (),
+    "blf_step": (
+        Candidate(Impl.CUDA, "cuda", _FLOAT_OR_HALF),
+        Candidate(Impl.TRITON, "cuda", _FLOAT_OR_HALF),
+        Candidate(Impl.CPP, "cpu", _FLOAT),
+    ),
+    "teacache_gate": (
+        Candidate(Impl.CUDA, "cuda", _FLOAT_OR_HALF),
+        Candidate(Impl.TRITON, "cuda", _FLOAT_OR_HALF),
+        Candidate(Impl.CPP, "cpu", _FLOAT),
+    ),
+    "residual_store": (
+        Candidate(Impl.CUDA, "cuda", _FLOAT_OR_HALF),
+        Candidate(Impl.TRITON, "cuda", _FLOAT_OR_HALF),
+        Candidate(Impl.CPP, "cpu", _FLOAT),
+    ),
+    "residual_apply": (
+        Candidate(Impl.CUDA, "cuda", _FLOAT_OR_HALF),
+        Candidate(Impl.TRITON, "cuda", _FLOAT_OR_HALF),
+        Candidate(Impl.CPP, "cpu", _FLOAT),
+    ),
 }
 """Beside the reference, which runs everywhere; the first that can run is AUTO's choice."""
 

@@ -12,6 +12,28 @@ ABI_VERSION: int
 
 def isa() -> str: ...
 def available_isas() -> list[str]: ...
+def blf_step(
+    latents: int,
+    velocities: list[int],
+    starts: list[int],
+    weights: int,
+    guidance: list[float],
+    out: int,
+    dtype: int,
+    window: int,
+    channels: int,
+    length: int,
+    num_pinned: int,
+    plane: int,
+    latents_stride_channel: int,
+    latents_stride_frame: int,
+    stride_pass: int,
+    stride_channel: int,
+    stride_frame: int,
+    delta: float,
+    num_threads: int,
+    isa: str = "",
+) -> None: ...
 def frames_to_uint8(
     src: int,
     dst: int,
@@ -87,6 +109,25 @@ def rms_norm_silu(
     positions: int,
     channels_last: bool,
     silu: bool,
+    num_threads: int,
+    isa: str = "",
+) -> None: ...
+def residual_apply(
+    x: int, residual: int, dtype: int, count: int, num_threads: int, isa: str = ""
+) -> None: ...
+def residual_store(
+    before: int, after: int, out: int, dtype: int, count: int, num_threads: int, isa: str = ""
+) -> None: ...
+def teacache_gate(
+    signal: int,
+    previous: int,
+    accumulated: int,
+    skip: int,
+    coefficients: list[float],
+    dtype: int,
+    forced: bool,
+    count: int,
+    threshold: float,
     num_threads: int,
     isa: str = "",
 ) -> None: ...

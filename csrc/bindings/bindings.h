@@ -41,10 +41,14 @@ using Table = std::tuple<uintptr_t, int64_t, int64_t, int64_t>;
 SegmentTable segment_table(const Table& table, int64_t length, const char* what);
 
 // One for each csrc/bindings/<op>.cpp.
+void bind_blf_step(py::module_& m);
 void bind_frames_to_uint8(py::module_& m);
 void bind_gate_residual_norm_modulate(py::module_& m);
 void bind_norm_modulate(py::module_& m);
 void bind_qk_norm_rope(py::module_& m);
 void bind_rms_norm_silu(py::module_& m);
+void bind_residual_apply(py::module_& m);
+void bind_residual_store(py::module_& m);
+void bind_teacache_gate(py::module_& m);
 
 }  // namespace skyreels_rt::bindings

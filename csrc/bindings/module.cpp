@@ -46,9 +46,13 @@ PYBIND11_MODULE(_C, m) {
   m.attr("ABI_VERSION") = kAbiVersion;
   m.def("isa", [] { return bindings::kIsaNames[static_cast<int>(best_isa())]; });
   m.def("available_isas", &bindings::available_isas);
+  bindings::bind_blf_step(m);
   bindings::bind_frames_to_uint8(m);
   bindings::bind_gate_residual_norm_modulate(m);
   bindings::bind_norm_modulate(m);
   bindings::bind_qk_norm_rope(m);
   bindings::bind_rms_norm_silu(m);
+  bindings::bind_residual_apply(m);
+  bindings::bind_residual_store(m);
+  bindings::bind_teacache_gate(m);
 }

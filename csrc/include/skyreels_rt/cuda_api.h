@@ -25,6 +25,35 @@ SKYREELS_RT_EXPORT int skyreels_rt_cuda_frames_to_uint8(const void* src, void* d
                                                         int64_t stride_channel,
                                                         int64_t stride_frame, void* stream);
 
+// latents (C, N, h, w) float32 or null (then dst is the fused velocity); velocities: num_windows
+// device addresses of (P, C, n, h, w) in dtype, all of one layout, in host memory, as starts and
+// guidance; weights (num_windows, n) float32, dst (C, N, h, w) float32, both dense. Planes of h * w
+// elements are dense; strides in elements. At most 256 windows may cover one latent.
+SKYREELS_RT_EXPORT int skyreels_rt_cuda_blf_step(
+    const float* latents, const void* const* velocities, const int64_t* starts,
+    const float* weights, const float* guidance, float* dst, int dtype, int64_t num_windows,
+    int64_t num_passes, int64_t window, int64_t channels, int64_t length, int64_t num_pinned,
+    int64_t plane, int64_t latents_stride_channel, int64_t latents_stride_frame,
+    int64_t stride_pass, int64_t stride_channel, int64_t stride_frame, float delta, void* stream);
+
+// out = after - before; all dense, of one layout, `count` elements of dtype.
+SKYREELS_RT_EXPORT int skyreels_rt_cuda_residual_store(const void* before, const void* after,
+                                                       void* out, int dtype, int64_t count,
+                                                       void* stream);
+
+// x += residual; both dense, of one layout, `count` elements of dtype.
+SKYREELS_RT_EXPORT int skyreels_rt_cuda_residual_apply(void* x, const void* residual, int dtype,
+                                                       int64_t count, void* stream);
+
+// accumulated (1) float32, skip (1) bool; sums: scratch of 2 * num_chunks float64, num_chunks the
+// number of 16384-element chunks of the signal, 0 where forced; coefficients in host memory.
+SKYREELS_RT_EXPORT int skyreels_rt_cuda_teacache_gate(const void* signal, const void* previous,
+                                                      float* accumulated, uint8_t* skip,
+                                                      double* sums, const double* coefficients,
+                                                      int num_coefficients, int dtype, int forced,
+                                                      int64_t count, int64_t num_chunks,
+                                                      float threshold, void* stream);
+
 #if defined(__cplusplus)
 }
 #endif

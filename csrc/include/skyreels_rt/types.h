@@ -7,7 +7,7 @@
 namespace skyreels_rt {
 
 // Raised whenever a native signature changes; Python refuses a library of another version.
-constexpr int kAbiVersion = 1;
+constexpr int kAbiVersion = 2;
 
 // Codes as Python passes them. 16-bit floats are stored as their bit patterns.
 enum class DType : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };

@@ -1,0 +1,27 @@
+// SPDX-License-Identifier: Apache-2.0
+// out = after - before (kernels/residual_store.py).
+#pragma once
+
+#include <cstdint>
+
+#include "skyreels_rt/isa.h"
+#include "skyreels_rt/types.h"
+
+namespace skyreels_rt {
+
+// All dense and of one layout, `count` elements each.
+struct ResidualStoreParams {
+  const void* before;
+  const void* after;
+  void* out;  // may be before or after itself
+  int64_t count;
+  DType dtype;
+};
+
+// Elements [begin, end).
+SKYREELS_RT_KERNEL(residual_store, const ResidualStoreParams& params, int64_t begin, int64_t end)
+
+// The whole operator on num_threads threads. Arguments must have been checked by the caller.
+void residual_store(const ResidualStoreParams& params, Isa isa, int num_threads);
+
+}  // namespace skyreels_rt
