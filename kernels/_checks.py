@@ -136,7 +136,7 @@ def needs_gradient(*tensors: Tensor) -> bool:
     return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
 
 
-def require_dense(name: str, x: Tensor) -> None:
+def require_gapless(name: str, x: Tensor) -> None:
     """Raise InvalidArgument unless the elements of ``x`` fill their memory without a gap."""
     if x.is_contiguous():
         return

@@ -62,7 +62,7 @@ def residual_apply(x: Tensor, residual: Tensor, *, impl: Impl = Impl.AUTO) -> Te
         The requested implementation cannot run here.
     """
     _checks.require_floating("x", x)
-    _checks.require_dense("x", x)
+    _checks.require_gapless("x", x)
     _checks.require_layout("residual", residual, "x", x)
     chosen = resolve("residual_apply", impl, x.device.type, x.dtype)
     if chosen == "reference" or _checks.needs_gradient(x, residual):

@@ -59,7 +59,7 @@ def residual_store(before: Tensor, after: Tensor, out: Tensor, *, impl: Impl = I
         The requested implementation cannot run here.
     """
     _checks.require_floating("before", before)
-    _checks.require_dense("before", before)
+    _checks.require_gapless("before", before)
     _checks.require_layout("after", after, "before", before)
     _checks.require_layout("out", out, "before", before)
     chosen = resolve("residual_store", impl, before.device.type, before.dtype)

@@ -91,7 +91,7 @@ def teacache_gate(
         The requested implementation cannot run here.
     """
     _checks.require_floating("signal", signal)
-    _checks.require_dense("signal", signal)
+    _checks.require_gapless("signal", signal)
     _checks.require_layout("previous", previous, "signal", signal)
     _checks.require_shape("accumulated", accumulated, (1,), "(1,)")
     _checks.require_device("accumulated", accumulated, "signal", signal)

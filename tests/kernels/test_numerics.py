@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from skyreels_rt.testing.faults.rounding import truncated
+from skyreels_rt.testing.faults.corruptions import truncated
 from skyreels_rt.testing.numerics import assert_bitwise_equal, assert_within_budget
 
 

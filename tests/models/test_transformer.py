@@ -11,7 +11,7 @@ from skyreels_rt.errors import InvalidArgument
 from skyreels_rt.kernels import KernelPlan
 from skyreels_rt.models.audio_adapter import AudioPacker
 from skyreels_rt.models.rope import rope_tables
-from skyreels_rt.models.transformer import ContextCache, SkyReelsTransformer
+from skyreels_rt.models.transformer import Affine, ContextCache, SkyReelsTransformer
 from skyreels_rt.testing.tiny import TinyModel, randomise, tiny_components
 from skyreels_rt.types import Timeline
 from skyreels_rt.weights.diffusers_layout import transformer_config_from_diffusers
@@ -195,15 +195,19 @@ def test_audio_is_added_after_text_without_a_gate():
         part.zero_()
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, 12, config.dim, generator=generator)
-    modulation = torch.randn(1, 6, config.dim, generator=generator)
+    normed, modulation, weight, bias = (
+        torch.randn(1, rows, config.dim, generator=generator) for rows in (12, 6, 1, 1)
+    )
+    rest = modulation, Affine(weight, bias), model.rope(3, 4, 4)
     context = tiny_context(model, frames=3)
-    rope = model.rope(3, 4, 4)
     with torch.inference_mode():
-        deaf = block(x.clone(), modulation, rope, ContextCache(context.text), 1)
-        made = block(x.clone(), modulation, rope, context, 1)
+        deaf, _ = block(x.clone(), normed, *rest, ContextCache(context.text), 1)
+        made, following = block(x.clone(), normed, *rest, context, 1)
         heard = block.audio_cross_attn(block.norm_x(deaf), context.audio[1])
     assert heard.abs().max() > 0.1
     torch.testing.assert_close(made, deaf + heard)
+    plain = F.layer_norm(made, (config.dim,), eps=config.eps)
+    torch.testing.assert_close(following, plain * weight + bias)
 
 
 @pytest.mark.parametrize("primed", [False, True])

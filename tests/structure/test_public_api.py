@@ -84,7 +84,7 @@ def test_command_line():
 
     command = typer.main.get_command(cli.app)
     assert set(command.commands) == {"generate", "doctor", "bench", "eval", "train"}
-    assert set(command.commands["bench"].commands) == {"step"}
+    assert set(command.commands["bench"].commands) == {"kernels", "step"}
     for name, expected in (
         ("generate", GENERATE_FLAGS), ("eval", EVAL_FLAGS), ("train", TRAIN_FLAGS),
     ):  # fmt: skip

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from skyreels_rt.kernels.reference.audio_cross_attention import audio_cross_attention
-from skyreels_rt.testing.faults.rounding import gain
+from skyreels_rt.testing.faults.corruptions import gain
 
 
 def _wrong_scale(q: Tensor, k: Tensor, v: Tensor, *, num_heads: int) -> Tensor:

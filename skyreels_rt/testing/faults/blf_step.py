@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from skyreels_rt.kernels.reference.blf_step import blf_step
-from skyreels_rt.testing.faults.rounding import dropped_tail, gain
+from skyreels_rt.testing.faults.corruptions import dropped_tail, gain
 
 Windows = Sequence[Tensor]
 

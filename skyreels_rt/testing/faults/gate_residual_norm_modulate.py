@@ -8,7 +8,7 @@ from torch import Tensor
 
 from skyreels_rt.kernels.reference.gate_residual_norm_modulate import gate_residual_norm_modulate
 from skyreels_rt.kernels.reference.norm_modulate import norm_modulate
-from skyreels_rt.testing.faults.rounding import dropped_tail, gain
+from skyreels_rt.testing.faults.corruptions import dropped_tail, gain
 
 Pair = tuple[Tensor, Tensor]
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from skyreels_rt.kernels.reference.norm_modulate import norm_modulate
-from skyreels_rt.testing.faults.rounding import dropped_tail, gain
+from skyreels_rt.testing.faults.corruptions import dropped_tail, gain
 
 
 def _wrong_eps(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from skyreels_rt.kernels.reference.qk_norm_rope import qk_norm_rope
-from skyreels_rt.testing.faults.rounding import dropped_tail, gain
+from skyreels_rt.testing.faults.corruptions import dropped_tail, gain
 
 Pair = tuple[Tensor, Tensor]
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from skyreels_rt.kernels.reference.residual_apply import residual_apply
-from skyreels_rt.testing.faults.rounding import dropped_tail, gain, truncated
+from skyreels_rt.testing.faults.corruptions import dropped_tail, gain, truncated
 
 
 def _subtracted(x: Tensor, residual: Tensor) -> Tensor:

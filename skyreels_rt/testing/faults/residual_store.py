@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from skyreels_rt.kernels.reference.residual_store import residual_store
-from skyreels_rt.testing.faults.rounding import dropped_tail, gain, truncated
+from skyreels_rt.testing.faults.corruptions import dropped_tail, gain, truncated
 
 
 def _swapped(before: Tensor, after: Tensor) -> Tensor:

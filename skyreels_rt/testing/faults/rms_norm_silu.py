@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from skyreels_rt.kernels.reference.rms_norm_silu import rms_norm_silu
-from skyreels_rt.testing.faults.rounding import gain
+from skyreels_rt.testing.faults.corruptions import gain
 
 
 def _missing_root(x: Tensor, gamma: Tensor) -> Tensor:
