@@ -35,7 +35,7 @@ def require_shape(name: str, x: Tensor, shape: tuple[int | None, ...], legend: s
     """
     if x.shape != shape and (
         x.ndim != len(shape)
-        or any(want not in (None, size) for size, want in zip(x.shape, shape, strict=True))
+        or any(want is not None and want != n for n, want in zip(x.shape, shape, strict=True))
     ):
         sizes = ", ".join("any" if want is None else str(want) for want in shape)
         raise InvalidArgument(name, expected=f"shape {legend} = ({sizes})", got=tuple(x.shape))

@@ -23,18 +23,17 @@ _stderr_fd = pytest.StashKey[int]()
 def pytest_configure(config: pytest.Config) -> None:
     """Stop with one sentence if the package is not installed; keep the terminal for stack dumps."""
     try:
+        import torch
+
+        if not torch.cuda.is_available():
+            # Before Triton is imported, which torch does for our kernels: it runs them on the CPU.
+            os.environ["TRITON_INTERPRET"] = "1"
         import skyreels_rt.kernels  # noqa: F401
     except ImportError as error:
         pytest.exit(
             f"skyreels_rt is not installed ({error}); run `pip install -e .[dev]` in the "
             "repository root first.",
             returncode=pytest.ExitCode.USAGE_ERROR,
-        )
-    import torch
-
-    if not torch.cuda.is_available():
-        os.environ["TRITON_INTERPRET"] = (
-            "1"  # before Triton is imported: its kernels run on the CPU
         )
     # Output is captured while a test runs, so the dump needs a descriptor of its own.
     config.stash[_stderr_fd] = os.dup(sys.__stderr__.fileno())
