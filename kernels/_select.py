@@ -63,7 +63,11 @@ CANDIDATES: dict[str, tuple[Candidate, ...]] = {
     "norm_modulate": (),
     "gate_residual_norm_modulate": (),
     "rms_norm_silu": (),
-    "audio_cross_attention": (),
+    "audio_cross_attention": (
+        Candidate(Impl.TRITON, "cuda", _FLOAT_OR_HALF),  # tensor cores; the CUDA one has none
+        Candidate(Impl.CUDA, "cuda", _FLOAT_OR_HALF),
+        Candidate(Impl.CPP, "cpu", _FLOAT),
+    ),
     "absorbed_audio_attention": (),
     "blf_step": (),
     "teacache_gate": (),

@@ -5,10 +5,28 @@ is ``""`` (widest), ``"plain"``, ``"avx2"`` or ``"avx512"``. A bad argument rais
 GIL is released while computing.
 """
 
+from collections.abc import Sequence
+
 ABI_VERSION: int
 
 def isa() -> str: ...
 def available_isas() -> list[str]: ...
+def audio_cross_attention(
+    q: int,
+    k: int,
+    v: int,
+    out: int,
+    ranges: int,
+    token_mask: int,
+    gate: int,
+    norm_weight: int,
+    dtype: int,
+    sizes: Sequence[int],
+    strides: Sequence[int],
+    eps: float,
+    num_threads: int,
+    isa: str = "",
+) -> None: ...
 def frames_to_uint8(
     src: int,
     dst: int,
