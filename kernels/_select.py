@@ -77,7 +77,11 @@ CANDIDATES: dict[str, tuple[Candidate, ...]] = {
         Candidate(Impl.TRITON, "cuda", _FLOAT_OR_HALF),
         Candidate(Impl.CPP, "cpu", _FLOAT),
     ),
-    "audio_cross_attention": (),
+    "audio_cross_attention": (
+        Candidate(Impl.TRITON, "cuda", _FLOAT_OR_HALF),  # tensor cores; the CUDA one has none
+        Candidate(Impl.CUDA, "cuda", _FLOAT_OR_HALF),
+        Candidate(Impl.CPP, "cpu", _FLOAT),
+    ),
     "absorbed_audio_attention": (),
     "blf_step": (
         Candidate(Impl.CUDA, "cuda", _FLOAT_OR_HALF),

@@ -6,12 +6,30 @@ GIL is released while computing. A ``SegmentTable`` stands for a (B or 1, S, D) 
 address, S, stride of the batch (0 where broadcast), stride of a segment.
 """
 
+from collections.abc import Sequence
+
 SegmentTable = tuple[int, int, int, int]
 
 ABI_VERSION: int
 
 def isa() -> str: ...
 def available_isas() -> list[str]: ...
+def audio_cross_attention(
+    q: int,
+    k: int,
+    v: int,
+    out: int,
+    ranges: int,
+    token_mask: int,
+    gate: int,
+    norm_weight: int,
+    dtype: int,
+    sizes: Sequence[int],
+    strides: Sequence[int],
+    eps: float,
+    num_threads: int,
+    isa: str = "",
+) -> None: ...
 def blf_step(
     latents: int,
     velocities: list[int],

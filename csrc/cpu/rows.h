@@ -28,8 +28,6 @@ struct Sums {
   }
 };
 
-inline f32v splat(float value) { return (f32v){} + value; }
-
 // Calls fn(i, part, n) for every vector i .. i + n of a row of `size`; part counts partial sums.
 template <class Fn>
 inline void for_each_vector(int64_t size, const Fn& fn) {

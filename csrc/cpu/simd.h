@@ -8,7 +8,7 @@
 
 #include <cstdint>
 
-#if defined(__AVX512F__)
+#if defined(__FMA__) || defined(__AVX512F__)
 #include <immintrin.h>
 #endif
 
@@ -144,6 +144,33 @@ inline f32v swap_pairs(f32v v) {
 #else
   return __builtin_shufflevector(v, v, 1, 0, 3, 2);
 #endif
+#endif
+}
+
+inline f32v splat(float x) { return x - f32v{}; }  // exact, also for -0.0: a broadcast
+
+// a * b + c with one rounding: one operation with the same bytes in every build.
+inline f32v vfma(f32v a, f32v b, f32v c) {
+#if defined(__FMA__) && defined(__AVX512F__)
+  return (f32v)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__)
+  return (f32v)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__aarch64__)
+  for (int i = 0; i < kLanes; ++i) c[i] = __builtin_fmaf(a[i], b[i], c[i]);
+  return c;
+#else
+  // The product is exact in double. Rounding the sum to odd there makes the second rounding right.
+  typedef double f64v __attribute__((vector_size(8 * kLanes)));
+  typedef int64_t i64v __attribute__((vector_size(8 * kLanes)));
+  const f64v product = __builtin_convertvector(a, f64v) * __builtin_convertvector(b, f64v);
+  const f64v addend = __builtin_convertvector(c, f64v);
+  const f64v sum = product + addend;
+  const f64v rest = sum - product;
+  const f64v error = (product - (sum - rest)) + (addend - rest);
+  const i64v inexact = (i64v)((error > 0.0) | (error < 0.0)) & (((i64v)sum & 1) - 1);
+  const i64v outwards = (i64v)((error > 0.0) == (sum > 0.0));
+  const i64v odd = (i64v)sum + (inexact & ((outwards & 2) - 1));
+  return __builtin_convertvector((f64v)odd, f32v);
 #endif
 }
 

@@ -25,7 +25,7 @@ def test_auto_takes_the_compiled_operators() -> None:
     plan = KernelPlan.choose("cpu", torch.float32)
     assert plan.qk_norm_rope is Impl.CPP
     assert plan.frames_to_uint8 is Impl.CPP
-    assert plan.audio_cross_attention is Impl.REFERENCE
+    assert plan.audio_cross_attention is Impl.CPP
 
 
 def test_every_operator_is_decided_and_explained() -> None:

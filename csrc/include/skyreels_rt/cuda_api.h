@@ -54,6 +54,25 @@ SKYREELS_RT_EXPORT int skyreels_rt_cuda_teacache_gate(const void* signal, const 
                                                       int64_t count, int64_t num_chunks,
                                                       float threshold, void* stream);
 
+// q (B, L, W) of dtype, last dimension dense, W a multiple of 8; scales (B, L): of each row
+// 1 / sqrt(mean of squares + eps).
+SKYREELS_RT_EXPORT int skyreels_rt_cuda_audio_query_scales(const void* q, float* scales, int dtype,
+                                                           int64_t batch, int64_t length,
+                                                           int64_t width, int64_t stride_batch,
+                                                           int64_t stride_row, float eps,
+                                                           void* stream);
+
+// q (B, F * P, N * K), k and v (B, F, M, N * K) or with ranges (B, T, N * K), last dimension dense;
+// out as q, dense. On the host: ranges (F, 2) or null, start and count of each frame's tokens;
+// sizes B F P M N K, M at most 256 and with ranges the largest count, K a multiple of 8 up to 128;
+// strides in elements of q (batch, row), k, v (batch, frame, row each), token_mask (batch, frame).
+// token_mask (B, F, M) or (B, T) bytes, gate (B, F), or null; norm_weight (N * K) and query_scales
+// (B, F * P) both or neither.
+SKYREELS_RT_EXPORT int skyreels_rt_cuda_audio_cross_attention(
+    const void* q, const void* k, const void* v, void* out, const int32_t* ranges,
+    const void* token_mask, const float* gate, const float* norm_weight, const float* query_scales,
+    int dtype, const int64_t* sizes, const int64_t* strides, void* stream);
+
 #if defined(__cplusplus)
 }
 #endif
