@@ -1,4 +1,4 @@
-"""Joint training of audio encoder, text encoder and transformer by flow matching.
+"""Training of the transformer by flow matching, on encoders that hear and read already.
 
 Flow matching after Lipman et al. 2022 (arXiv 2210.02747); the facial-mask weights after the paper
 (SkyReels-Audio, arXiv 2506.00830), which gives no numbers: ours are in :mod:`.batches`.
@@ -7,15 +7,11 @@ Flow matching after Lipman et al. 2022 (arXiv 2210.02747); the facial-mask weigh
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from skyreels_rt.training.batches import WindowBatch, WindowSampler
 from skyreels_rt.training.curriculum import Curriculum
 from skyreels_rt.training.portrait_model import PortraitModel
-
-MOUTH_WEIGHT = 2.0
-"""Weight of reading the mouth's parameters from the audio tokens."""
 
 
 def flow_error(predicted: Tensor, batch: WindowBatch) -> Tensor:
@@ -74,17 +70,16 @@ class FlowObjective:
         self._num_steps = num_steps
 
     def __call__(self, step: int) -> dict[str, Tensor]:
-        """Losses of step ``step``: ``loss`` = ``flow`` + weighted ``mouth``."""
-        lesson = self._curriculum.lesson(step / self._num_steps)
+        """``loss`` of step ``step``."""
+        lesson = self._curriculum.lesson(step, self._num_steps)
         batch = self._sampler.batch(step, lesson, self._curriculum.dropout)
         with torch.autocast("cpu", torch.bfloat16):
-            tokens = self._model.audio_tokens(batch)
-            context = self._model.context(batch.prompts, tokens)
+            with torch.no_grad():
+                tokens = self._model.audio_tokens(batch)
             velocity = self._model.velocity(
-                noisy_latents(batch), batch.channels, batch.sigma, context
+                noisy_latents(batch),
+                batch.channels,
+                batch.sigma,
+                self._model.context(batch.prompts, tokens),
             )
-            mouth = self._model.mouth(tokens)
-        flow = flow_error(velocity, batch)
-        heard = batch.hears.view(-1, 1, 1, 1)
-        read = (F.mse_loss(mouth.float(), batch.mouth, reduction="none") * heard).mean()
-        return {"loss": flow + MOUTH_WEIGHT * read, "flow": flow, "mouth": read}
+        return {"loss": flow_error(velocity, batch)}

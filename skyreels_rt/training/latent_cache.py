@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,14 @@ from skyreels_rt.config import AudioFeatureConfig
 from skyreels_rt.errors import ModelError
 from skyreels_rt.models.vae import VideoVAE
 from skyreels_rt.training.data.mouth import MouthShape
-from skyreels_rt.training.data.triplets import Triplet, TripletSource
+from skyreels_rt.training.data.triplets import FPS, Triplet, TripletSource
 from skyreels_rt.types import Timeline
 
 REGIONS = ("face", "mouth", "jaw", "eye")
-NUM_PORTRAITS = 4
+NUM_PORTRAITS = 2
 _CELL = 8
-_CLIPS_PER_EDIT = 3
+_CLIPS_PER_EDIT = 5
+_SPARE_SPEECH = 1.5
 _TENSORS = ("latents", "portraits", "edited", "known", "regions", "mels", "mouth")
 _DIFFICULTIES = (0.0, 0.35, 0.7, 1.0)
 _MOTIONS = (0.05, 0.1, 0.2)
@@ -51,7 +53,7 @@ class LatentClip:
     portraits : Tensor, shape (P, C, h, w), bfloat16
         Of single frames of it, the first one first: what a user would give.
     edited : Tensor, shape (C, n, h, w), bfloat16, or None
-        Of the clip whose edited cells are blank; every third clip has it.
+        Of the clip whose edited cells are blank; every fifth clip has it.
     known : Tensor, shape (4, n, h, w), uint8, or None
         1 where a frame slot of a cell is not edited.
     regions : Tensor, shape (R, n, h, w), uint8
@@ -92,7 +94,9 @@ def difficulty_of(index: int) -> float:
     return _DIFFICULTIES[index % len(_DIFFICULTIES)]
 
 
-def draw_clip(index: int, *, size: int, duration_s: float) -> Triplet:
+def draw_clip(
+    index: int, *, size: int, duration_s: float, max_frames: int | None = None
+) -> Triplet:
     """Draw training clip number ``index``: from clean to noisy sound, any pose, calm heads.
 
     What moves cannot be told from the speech, and every shift by a pixel changes the latents of
@@ -105,6 +109,7 @@ def draw_clip(index: int, *, size: int, duration_s: float) -> Triplet:
         difficulty_of(index),
         _MOTIONS[index % len(_MOTIONS)],
         posture=1.0,
+        max_frames=max_frames,
     )
     return source.triplet(index)
 
@@ -229,20 +234,28 @@ def prepare_clips(
     audio_features: AudioFeatureConfig,
     *,
     size: int,
-    duration_s: float,
+    num_latents: int,
 ) -> None:
-    """Draw and encode training clips ``0 .. count - 1`` that ``folder`` does not hold yet."""
+    """Draw and encode training clips ``0 .. count - 1`` that ``folder`` does not hold yet.
+
+    Short clips of many people teach more than long ones of few: what a model learns by heart is
+    faces. So the speech is asked for longer than needed and cut to ``num_latents``.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    num_frames = Timeline(vae.temporal_stride).num_frames(num_latents)
+    draw = partial(
+        draw_clip, size=size, duration_s=_SPARE_SPEECH * num_frames / FPS, max_frames=num_frames
+    )
     missing = [index for index in range(count) if not _path(folder, index).exists()]
     with ThreadPoolExecutor(1) as ahead, tqdm(total=len(missing), desc="clips") as bar:
         pending = [
-            ahead.submit(draw_clip, i, size=size, duration_s=duration_s) for i in missing[:2]
+            ahead.submit(draw, i) for i in missing[:2]
         ]
         for position, index in enumerate(missing):
             triplet = pending.pop(0).result()
             if position + 2 < len(missing):
                 following = missing[position + 2]
-                pending.append(ahead.submit(draw_clip, following, size=size, duration_s=duration_s))
+                pending.append(ahead.submit(draw, following))
             clip = encode_clip(vae, front_end, audio_features, triplet, index)
             save_clip(_path(folder, index), clip)
             bar.update()

@@ -1,4 +1,4 @@
-"""The trained parts together: audio encoder, text encoder, transformer, and a head for training."""
+"""The trained parts together: audio encoder, text encoder, transformer, and heads for training."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from skyreels_rt.audio.whisper import build_whisper_encoder
 from skyreels_rt.components import save_components
 from skyreels_rt.config import GenerationConfig
 from skyreels_rt.kernels import KernelPlan
-from skyreels_rt.models.text_encoder import ByteTextEncoder
+from skyreels_rt.models.text_encoder import PAD, ByteTextEncoder
 from skyreels_rt.models.tiny_vae import TinyVAE
 from skyreels_rt.models.transformer import ContextCache, SkyReelsTransformer
 from skyreels_rt.training.audio_windows import SpeechBatch
@@ -20,6 +20,7 @@ from skyreels_rt.training.sizes import ModelSizes
 
 _MAX_SHARD_BYTES = 7e6
 _FRAMES, _MOUTH_PARAMETERS = 4, 5
+_LOOKS = 19  # classes of text_stage.LOOKS
 
 
 class PortraitModel(nn.Module):
@@ -46,6 +47,7 @@ class PortraitModel(nn.Module):
         # Only for training. What a linear map reads from the mean of a latent's tokens is what a
         # cross-attention that does not yet look anywhere hands to every patch.
         self.mouth_head = nn.Linear(audio.token_dim, _FRAMES * _MOUTH_PARAMETERS)
+        self.caption_head = nn.Linear(sizes.text.dim, _LOOKS)
         _initialise(self)
 
     def audio_tokens(self, batch: SpeechBatch) -> Tensor:
@@ -94,6 +96,14 @@ class PortraitModel(nn.Module):
         out: Tensor = self.mouth_head(tokens.mean(2))
         parameters: Tensor = out.unflatten(-1, (_FRAMES, _MOUTH_PARAMETERS))
         return parameters
+
+    def looks(self, prompts: list[str]) -> Tensor:
+        """Scores (B, 19) of the looks that captions name, class after class."""
+        tokens = self.text_encoder.tokenize(prompts)
+        rows = self.text_encoder(tokens)
+        named = (tokens != PAD).sum(1, keepdim=True)
+        out: Tensor = self.caption_head(rows.sum(1) / named)
+        return out
 
     def write(
         self, folder: Path, vae: TinyVAE, generation: GenerationConfig, weights: dict[str, Tensor]

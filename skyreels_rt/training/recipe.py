@@ -47,7 +47,26 @@ class Distillation:
 
 
 HEARING = ("audio_encoder.", "transformer.audio_proj.", "mouth_head.")
-"""Names of the parameters that the speech stage trains."""
+"""Names of the parameters that the speech stage trains; they stay as they are afterwards."""
+
+READING = ("text_encoder.", "caption_head.")
+"""Names of the parameters that the text stage trains; they stay as they are afterwards."""
+
+
+@dataclass(frozen=True)
+class TextLessons:
+    """How the text encoder is prepared.
+
+    Attributes
+    ----------
+    optimisation : Optimisation
+        Schedule of the stage.
+    batch_size : int
+        Captions of a step.
+    """
+
+    optimisation: Optimisation
+    batch_size: int = 64
 
 
 @dataclass(frozen=True)
@@ -79,8 +98,10 @@ class Recipe:
         For folders and logs.
     sizes : ModelSizes
         Of the model; ``sizes.generation`` says how it is meant to be run.
-    num_clips, clip_s : int, float
-        Training clips and their length in seconds.
+    clip_s : float
+        Seconds of the clips of the first two stages.
+    num_clips, clip_latents : int
+        Encoded training clips and their length; at least a window.
     vae : Optimisation
         First stage.
     crops : CropSizes
@@ -89,29 +110,33 @@ class Recipe:
         Clips it draws crops from at a time.
     speech : SpeechLessons
         Second stage: the audio encoder learns to tell mouths.
+    text : TextLessons
+        Third stage: the text encoder learns to read captions.
     flow : Optimisation
-        Third stage: transformer and encoders.
+        Fourth stage: the transformer.
     flow_shift : float
-        Shift of the noise levels that the third stage sees: above the sampler's, so that more
+        Shift of the noise levels that the fourth stage sees: above the sampler's, so that more
         steps are spent where the mouth must be heard because it cannot be seen.
     curriculum : Curriculum
         Its tasks.
     facial_mask : bool
         Weight face, mouth and eyes up.
     distillation : Distillation or None
-        Fourth stage.
+        Last stage.
     seed : int
         Of everything.
     """
 
     name: str
     sizes: ModelSizes
-    num_clips: int
     clip_s: float
+    num_clips: int
+    clip_latents: int
     vae: Optimisation
     crops: CropSizes
     pool: int
     speech: SpeechLessons
+    text: TextLessons
     flow: Optimisation
     curriculum: Curriculum
     flow_shift: float = 5.0
@@ -133,36 +158,37 @@ def _demo() -> Recipe:
     return Recipe(
         name="demo",
         sizes=ModelSizes(),
-        num_clips=1300,
         clip_s=3.0,
+        num_clips=2400,
+        clip_latents=11,
         vae=Optimisation(2900, 2e-3, decay_share=0.45, weight_decay=0.0, ema_decay=0.995),
         crops=CropSizes(),
         pool=64,
         speech=SpeechLessons(
             Optimisation(
-                1200, 2e-3, decay_share=0.5, ema_decay=0.99, muon=("audio_encoder.layers.",)
+                5000, 2e-3, decay_share=0.5, ema_decay=0.99, muon=("audio_encoder.layers.",)
             ),
-            num_utterances=3000,
+            num_utterances=15000,
         ),
+        text=TextLessons(Optimisation(800, 2e-3, ema_decay=0.99)),
         flow=Optimisation(
-            3300,
+            5400,
             2e-3,
             warmup_steps=50,
             decay_share=0.35,
             ema_decay=0.998,
             muon=("transformer.blocks.",),
-            settled=HEARING,
         ),
         curriculum=PORTRAIT_CURRICULUM,
         distillation=Distillation(
             Optimisation(
-                360,
+                240,
                 3e-4,
                 decay_share=0.5,
                 ema_decay=0.98,
                 muon=("transformer.blocks.",),
             ),
-            Lesson("distil", 1.0, window=9, batch_size=6),
+            Lesson("distil", 1.0, window=9, batch_size=2),
             teacher_steps=2,
         ),
     )
@@ -203,8 +229,9 @@ def _miniature() -> Recipe:
     return Recipe(
         name="miniature",
         sizes=sizes,
-        num_clips=12,
         clip_s=1.5,
+        num_clips=12,
+        clip_latents=6,
         vae=Optimisation(300, 2e-3, warmup_steps=10, weight_decay=0.0, ema_decay=0.9),
         crops=CropSizes(batch_size=4, num_frames=5, side=32),
         pool=8,
@@ -213,9 +240,8 @@ def _miniature() -> Recipe:
             num_utterances=24,
             batch_size=8,
         ),
-        flow=Optimisation(
-            80, 2e-3, warmup_steps=10, ema_decay=0.9, muon=("transformer.blocks.",), settled=HEARING
-        ),
+        text=TextLessons(Optimisation(60, 2e-3, warmup_steps=10, ema_decay=0.9), batch_size=16),
+        flow=Optimisation(80, 2e-3, warmup_steps=10, ema_decay=0.9, muon=("transformer.blocks.",)),
         curriculum=Curriculum((mini, whole)),
         distillation=Distillation(
             Optimisation(60, 1e-3, warmup_steps=4, ema_decay=0.8),

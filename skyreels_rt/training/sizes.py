@@ -44,7 +44,7 @@ class ModelSizes:
 
     transformer: TransformerConfig = field(
         default_factory=lambda: TransformerConfig(
-            patch_size=(1, 4, 4),
+            patch_size=(1, 2, 2),
             in_channels=36,
             dim=192,
             ffn_dim=448,
@@ -84,6 +84,6 @@ class ModelSizes:
             overlap=3,
             num_steps=10,
             shift=3.0,
-            audio_guidance_scale=1.5,
+            audio_guidance_scale=2.0,
         )
     )

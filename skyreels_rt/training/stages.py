@@ -34,16 +34,17 @@ from skyreels_rt.training.latent_cache import (
 )
 from skyreels_rt.training.plots import plot_history
 from skyreels_rt.training.portrait_model import PortraitModel
-from skyreels_rt.training.recipe import HEARING, Recipe
+from skyreels_rt.training.recipe import HEARING, READING, Recipe
 from skyreels_rt.training.sample_sheet import write_sample_sheet
 from skyreels_rt.training.speech_stage import SpeechObjective, SpeechSampler, draw_utterances
+from skyreels_rt.training.text_stage import CaptionObjective
 from skyreels_rt.training.trainer import Trainer
 from skyreels_rt.training.vae_stage import reconstruction_losses
 
-Stage = Literal["vae", "speech", "clips", "flow", "distil"]
+Stage = Literal["vae", "speech", "text", "clips", "flow", "distil"]
 _STATISTICS = "latent_statistics.json"
 _STATISTICS_CLIPS = 16
-STAGES: tuple[Stage, ...] = ("vae", "speech", "clips", "flow", "distil")
+STAGES: tuple[Stage, ...] = ("vae", "speech", "text", "clips", "flow", "distil")
 
 
 def run_recipe(
@@ -81,6 +82,7 @@ def run_recipe(
     runners = {
         "vae": _run_vae,
         "speech": _run_speech,
+        "text": _run_text,
         "clips": _run_clips,
         "flow": _run_flow,
         "distil": _run_distil,
@@ -144,9 +146,7 @@ def _run_speech(recipe: Recipe, folder: Path, until: int | None, every_s: float)
     sizes, plan = recipe.sizes, recipe.speech
     assert sizes.transformer.audio is not None
     model = PortraitModel(sizes)
-    for name, parameter in model.named_parameters():
-        if not name.startswith(HEARING):
-            parameter.requires_grad_(False)
+    _train_only(model, HEARING)
     sampler = SpeechSampler(
         draw_utterances(
             plan.num_utterances, recipe.clip_s, _front_end(recipe), sizes.audio_features
@@ -167,6 +167,39 @@ def _run_speech(recipe: Recipe, folder: Path, until: int | None, every_s: float)
     )  # fmt: skip
 
 
+def _run_text(recipe: Recipe, folder: Path, until: int | None, every_s: float) -> None:
+    model = PortraitModel(recipe.sizes)
+    _train_only(model, READING)
+    trainer = Trainer(
+        model,
+        CaptionObjective(model, recipe.text.batch_size, seed=recipe.seed),
+        recipe.text.optimisation,
+        checkpoint=folder / "text.safetensors",
+        fingerprint=recipe.fingerprint,
+    )
+    trainer.run(
+        until=until, checkpoint_every_s=every_s, label="text",
+        on_checkpoint=lambda t: plot_history(t.history, folder / "text.png"),
+    )  # fmt: skip
+
+
+def _continue_from(model: PortraitModel, folder: Path, *stages: str) -> None:
+    """Load what ``stages`` trained; what hears and reads stays as it is from now on."""
+    for stage in stages:
+        trained = load_checkpoint(folder / f"{stage}.safetensors").part("averages")
+        model.load_state_dict({**model.state_dict(), **trained})
+    for name, parameter in model.named_parameters():
+        if name.startswith((*HEARING, *READING)):
+            parameter.requires_grad_(False)
+
+
+def _train_only(model: PortraitModel, prefixes: tuple[str, ...]) -> None:
+    """Freeze every parameter whose name starts otherwise."""
+    for name, parameter in model.named_parameters():
+        if not name.startswith(prefixes):
+            parameter.requires_grad_(False)
+
+
 def _run_clips(recipe: Recipe, folder: Path, until: int | None, every_s: float) -> None:
     del every_s
     front_end = _front_end(recipe)
@@ -175,7 +208,7 @@ def _run_clips(recipe: Recipe, folder: Path, until: int | None, every_s: float) 
         write_json(folder / _STATISTICS, _measure_latents(recipe, load_vae(recipe, folder)))
     prepare_clips(
         folder / "clips", count, load_vae(recipe, folder), front_end, sizes.audio_features,
-        size=sizes.generation.height, duration_s=recipe.clip_s,
+        size=sizes.generation.height, num_latents=recipe.clip_latents,
     )  # fmt: skip
 
 
@@ -198,8 +231,7 @@ def _measure_latents(recipe: Recipe, vae: TinyVAE) -> dict[str, list[float]]:
 
 def _run_flow(recipe: Recipe, folder: Path, until: int | None, every_s: float) -> None:
     model = PortraitModel(recipe.sizes)
-    hearing = load_checkpoint(folder / "speech.safetensors").part("averages")
-    model.load_state_dict({**model.state_dict(), **hearing})
+    _continue_from(model, folder, "speech", "text")
     sampler = _sampler(recipe, folder, recipe.flow_shift)
     objective = FlowObjective(model, sampler, recipe.curriculum, recipe.flow.num_steps)
     trainer = Trainer(
@@ -221,12 +253,9 @@ def _run_distil(recipe: Recipe, folder: Path, until: int | None, every_s: float)
     if plan is None:
         return
     teacher, student = PortraitModel(recipe.sizes), PortraitModel(recipe.sizes)
-    weights = load_checkpoint(folder / "flow.safetensors").part("averages")
-    for model in (teacher, student):
-        model.load_state_dict({**model.state_dict(), **weights})
     # The two models share their encoders, so only one copy of them is shipped.
-    for part in (student.audio_encoder, student.text_encoder, student.mouth_head):
-        part.requires_grad_(False)
+    for model in (teacher, student):
+        _continue_from(model, folder, "speech", "text", "flow")
     generation = replace(
         recipe.sizes.generation, num_steps=plan.num_steps, audio_guidance_scale=1.0
     )

@@ -46,8 +46,6 @@ class Optimisation:
     muon : tuple of str
         Matrices whose names start so are moved by Muon (arXiv 2502.16982) at the same rate; all
         other parameters by AdamW.
-    settled : tuple of str
-        Parameters whose names start so were trained before and move at a tenth of the rate.
     """
 
     num_steps: int
@@ -59,7 +57,6 @@ class Optimisation:
     max_grad_norm: float = 1.0
     ema_decay: float = 0.999
     muon: tuple[str, ...] = ()
-    settled: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         require_positive(self, "num_steps", "learning_rate", "max_grad_norm")
@@ -74,7 +71,6 @@ class Optimisation:
         return self.learning_rate * min(1.0, (step + 1) / max(1, self.warmup_steps)) * fall
 
 
-_SETTLED_SHARE = 0.1
 _MOMENTS = ("exp_avg", "exp_avg_sq", "momentum_buffer")
 
 
@@ -183,7 +179,7 @@ class Trainer:
 
     def _advance(self) -> dict[str, float]:
         for group in (g for optimiser in self._optimisers for g in optimiser.param_groups):
-            group["lr"] = group["share"] * self._config.rate(self.step)
+            group["lr"] = self._config.rate(self.step)
         losses = self._objective(self.step)
         losses["loss"].backward()
         norm = nn.utils.clip_grad_norm_(self._parameters.values(), self._config.max_grad_norm)
@@ -248,30 +244,22 @@ class Trainer:
 def _optimisers(
     parameters: Mapping[str, nn.Parameter], config: Optimisation
 ) -> list[torch.optim.Optimizer]:
-    """AdamW for all but the matrices that Muon moves; a group's ``share`` is of the rate."""
-    adamw, muon = [], []
-    for settled in (False, True):
-        named = [(n, p) for n, p in parameters.items() if _starts(n, config.settled) == settled]
-        by_muon = [p for n, p in named if p.ndim == 2 and _starts(n, config.muon)]
-        others = [p for n, p in named if p.ndim != 2 or not _starts(n, config.muon)]
-        share = _SETTLED_SHARE if settled else 1.0
-        for matrices in (True, False):
-            decay = config.weight_decay if matrices else 0.0
-            group = [p for p in others if (p.ndim > 1) == matrices]
-            adamw.append({"params": group, "weight_decay": decay, "share": share})
-        muon.append({"params": by_muon, "share": share})
+    """AdamW for all but the matrices that Muon moves; only matrices decay."""
+    by_muon = {n for n, p in parameters.items() if p.ndim == 2 and n.startswith(config.muon)}
+    others = [p for n, p in parameters.items() if n not in by_muon]
+    adamw = [
+        {"params": [p for p in others if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in others if p.ndim <= 1], "weight_decay": 0.0},
+    ]
     rate = config.learning_rate
     optimisers: list[torch.optim.Optimizer] = [
         torch.optim.AdamW(adamw, lr=rate, betas=config.betas, foreach=True)
     ]
-    if any(group["params"] for group in muon):
+    if by_muon:
+        matrices = [p for n, p in parameters.items() if n in by_muon]
         optimisers.append(
             torch.optim.Muon(
-                muon, lr=rate, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
+                matrices, lr=rate, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
             )
         )
     return optimisers
-
-
-def _starts(name: str, prefixes: tuple[str, ...]) -> bool:
-    return name.startswith(prefixes)

@@ -1,5 +1,7 @@
 """What training shows the model is what the engine shows it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -250,7 +252,9 @@ def test_edits_cover_the_mouth_and_vary():
 def test_lessons_follow_each_other():
     a, b = (Lesson(name, until, 4, 1) for name, until in (("a", 0.5), ("b", 1.0)))
     plan = Curriculum((a, b))
-    assert [plan.lesson(x).name for x in (0.0, 0.49, 0.5, 0.999)] == ["a", "a", "b", "b"]
-    assert plan.without_order().lesson(0.0).name == "b"
+    assert [plan.lesson(step, 10).name for step in (0, 4, 5, 9)] == ["a", "a", "b", "b"]
+    assert plan.without_order().lesson(0, 10).name == "b"
+    mixed = replace(plan, interlude=Lesson("c", 1.0, 2, 1), interlude_every=3)
+    assert "".join(mixed.lesson(step, 10).name for step in range(10)) == "aacaacbbcb"
     with pytest.raises(InvalidArgument, match="lessons"):
         Curriculum((b, a))

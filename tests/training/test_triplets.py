@@ -19,6 +19,16 @@ def digest(triplet):
     return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()
 
 
+def test_a_cut_clip_is_the_beginning_of_the_whole_one():
+    whole, cut = (
+        TripletSource("train", size=64, duration_s=2.0, max_frames=n).triplet(5) for n in (None, 13)
+    )
+    assert len(cut.clip.frames) == len(cut.mouth.opening) == 13 < len(whole.clip.frames)
+    assert np.array_equal(cut.clip.frames, whole.clip.frames[:13])
+    assert np.array_equal(cut.audio, whole.audio[: 13 * 640])
+    assert cut.caption == whole.caption
+
+
 def test_a_number_is_always_the_same_clip():
     first = SOURCE.triplet(3)
     SOURCE.triplet(8)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -39,6 +39,10 @@ class MouthShape:
     def num_frames(self) -> int:
         """Number of frames F."""
         return len(self.opening)
+
+    def first(self, num_frames: int) -> MouthShape:
+        """Keep the first ``num_frames`` frames."""
+        return MouthShape(*(getattr(self, field.name)[:num_frames] for field in fields(self)))
 
     @classmethod
     def closed(cls, num_frames: int) -> MouthShape:

@@ -26,6 +26,7 @@ from skyreels_rt.training.data.speech import (
 from skyreels_rt.training.data.visemes import frame_loudness, mouth_track
 
 FPS = 25
+_FRAME_SAMPLES = SAMPLE_RATE // FPS
 LEAD_S, TAIL_S = 0.2, 0.3
 
 
@@ -105,6 +106,8 @@ class TripletSource:
         0 (a still head) to 2 (a lively one).
     posture : float
         0 to 2: how far the pose that the head moves about is from looking straight ahead.
+    max_frames : int, optional
+        Longer clips are cut to it, in the middle of a word if need be: the same clip, less of it.
 
     Raises
     ------
@@ -118,6 +121,7 @@ class TripletSource:
     difficulty: float = 0.5
     motion: float = 1.0
     posture: float = 0.0
+    max_frames: int | None = None
 
     def __post_init__(self) -> None:
         check_split(self.split)
@@ -139,10 +143,13 @@ class TripletSource:
         num_frames, samples = _whole_frames(speech)
         loudness = frame_loudness(samples, num_frames, fps=FPS)
         acoustics = sample_acoustics(seed, difficulty=self.difficulty)
+        audio = apply_acoustics(samples, acoustics, seed, split=self.split)
+        mouth = mouth_track(speech.phonemes, num_frames, fps=FPS, loudness=loudness)
+        kept = min(num_frames, self.max_frames or num_frames)
         return Utterance(
-            audio=apply_acoustics(samples, acoustics, seed, split=self.split),
-            loudness=loudness,
-            mouth=mouth_track(speech.phonemes, num_frames, fps=FPS, loudness=loudness),
+            audio=audio[: kept * _FRAME_SAMPLES],
+            loudness=loudness[:kept],
+            mouth=mouth.first(kept),
             voice=voice,
             text=text,
         )
@@ -188,8 +195,7 @@ class TripletSource:
 
 def _whole_frames(speech: Speech) -> tuple[int, NDArray[np.float32]]:
     """Number of frames that cover the speech, and its samples padded to them with silence."""
-    per_frame = SAMPLE_RATE // FPS
-    num_frames = -(-len(speech.samples) // per_frame)
-    samples = np.zeros(num_frames * per_frame, np.float32)
+    num_frames = -(-len(speech.samples) // _FRAME_SAMPLES)
+    samples = np.zeros(num_frames * _FRAME_SAMPLES, np.float32)
     samples[: len(speech.samples)] = speech.samples
     return num_frames, samples
