@@ -38,6 +38,18 @@ def frames_to_uint8(
     num_threads: int,
     isa: str = "",
 ) -> None: ...
+def group_softmax(
+    logits: int,
+    shifts: int,
+    out: int,
+    dtype: int,
+    frames: int,
+    rows: int,
+    num_heads: int,
+    tokens: int,
+    num_threads: int,
+    isa: str = "",
+) -> None: ...
 def qk_norm_rope(
     q: int,
     k: int,

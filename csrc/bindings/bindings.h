@@ -34,6 +34,7 @@ T* pointer(uintptr_t address) {
 }
 
 // One for each csrc/bindings/<op>.cpp.
+void bind_absorbed_audio_attention(py::module_& m);
 void bind_audio_cross_attention(py::module_& m);
 void bind_frames_to_uint8(py::module_& m);
 void bind_qk_norm_rope(py::module_& m);

@@ -126,5 +126,6 @@ def test_members(name):
 
 def test_kernel_names():
     assert sorted(kernels.__all__) == [
-        "Impl", "KernelPlan", "audio_cross_attention", "frames_to_uint8", "qk_norm_rope",
+        "AudioFold", "Impl", "KernelPlan", "absorbed_audio_attention", "audio_cross_attention",
+        "fold_audio_projections", "frames_to_uint8", "qk_norm_rope",
     ]  # fmt: skip
