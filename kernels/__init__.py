@@ -7,6 +7,11 @@ specification in eager torch, also its fp64 oracle and its gradient), ``csrc/cpu
 
 if __name__ == "skyreels_rt.kernels":
     from skyreels_rt.kernels._select import Impl, KernelPlan
+    from skyreels_rt.kernels.absorbed_audio_attention import (
+        AudioFold,
+        absorbed_audio_attention,
+        fold_audio_projections,
+    )
     from skyreels_rt.kernels.audio_cross_attention import audio_cross_attention
     from skyreels_rt.kernels.blf_step import blf_step, blf_velocity
     from skyreels_rt.kernels.dense_attention import AttentionBackend, dense_attention
@@ -21,12 +26,15 @@ if __name__ == "skyreels_rt.kernels":
 
     __all__ = [
         "AttentionBackend",
+        "AudioFold",
         "Impl",
         "KernelPlan",
+        "absorbed_audio_attention",
         "audio_cross_attention",
         "blf_step",
         "blf_velocity",
         "dense_attention",
+        "fold_audio_projections",
         "frames_to_uint8",
         "gate_residual_norm_modulate",
         "norm_modulate",

@@ -82,7 +82,10 @@ CANDIDATES: dict[str, tuple[Candidate, ...]] = {
         Candidate(Impl.CUDA, "cuda", _FLOAT_OR_HALF),
         Candidate(Impl.CPP, "cpu", _FLOAT),
     ),
-    "absorbed_audio_attention": (),
+    "absorbed_audio_attention": (
+        Candidate(Impl.TRITON, "cuda", _FLOAT_OR_HALF),
+        Candidate(Impl.CPP, "cpu", _FLOAT),
+    ),
     "blf_step": (
         Candidate(Impl.CUDA, "cuda", _FLOAT_OR_HALF),
         Candidate(Impl.TRITON, "cuda", _FLOAT_OR_HALF),

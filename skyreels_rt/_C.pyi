@@ -63,6 +63,18 @@ def frames_to_uint8(
     num_threads: int,
     isa: str = "",
 ) -> None: ...
+def group_softmax(
+    logits: int,
+    shifts: int,
+    out: int,
+    dtype: int,
+    frames: int,
+    rows: int,
+    num_heads: int,
+    tokens: int,
+    num_threads: int,
+    isa: str = "",
+) -> None: ...
 def gate_residual_norm_modulate(
     x: int,
     y: int,

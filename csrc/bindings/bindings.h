@@ -41,6 +41,7 @@ using Table = std::tuple<uintptr_t, int64_t, int64_t, int64_t>;
 SegmentTable segment_table(const Table& table, int64_t length, const char* what);
 
 // One for each csrc/bindings/<op>.cpp.
+void bind_absorbed_audio_attention(py::module_& m);
 void bind_audio_cross_attention(py::module_& m);
 void bind_blf_step(py::module_& m);
 void bind_frames_to_uint8(py::module_& m);

@@ -46,6 +46,7 @@ PYBIND11_MODULE(_C, m) {
   m.attr("ABI_VERSION") = kAbiVersion;
   m.def("isa", [] { return bindings::kIsaNames[static_cast<int>(best_isa())]; });
   m.def("available_isas", &bindings::available_isas);
+  bindings::bind_absorbed_audio_attention(m);
   bindings::bind_audio_cross_attention(m);
   bindings::bind_blf_step(m);
   bindings::bind_frames_to_uint8(m);

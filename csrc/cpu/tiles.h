@@ -17,6 +17,14 @@ inline f32x4 load4(const bf16* p) {
   return (f32x4)(__builtin_convertvector(load_raw<u16x4>(p), u32x4) << 16);
 }
 
+inline void store4(float* p, f32x4 v) { store_raw(p, v); }
+inline void store4(bf16* p, f32x4 v) {
+  const u32x4 u = (u32x4)v;
+  const u32x4 rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+  const u32x4 bits = v != v ? (u32x4){} + 0x7fc0u : rounded;
+  store_raw(p, __builtin_convertvector(bits, u16x4));
+}
+
 #if defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 12
 #define SKYREELS_RT_SHUFFLE4(a, b, ...) __builtin_shuffle(a, b, (u32x4){__VA_ARGS__})
 #else
@@ -57,6 +65,32 @@ inline void transpose_in(const T* const (&rows)[kRows], int64_t count, int64_t n
       to[i * kRows + 2] = load1(p2 + i);
       to[i * kRows + 3] = load1(p3 + i);
     }
+  }
+}
+
+// rows[r][i] = tile[i * kRows + r] for i < n and r < count.
+template <int kRows, class T>
+inline void transpose_out(const float* tile, int64_t count, int64_t n, T* const (&rows)[kRows]) {
+  static_assert(kRows % 4 == 0, "rows go four at a time");
+  int64_t r = 0;
+  for (; r + 4 <= count && r < kRows; r += 4) {
+    const float* from = tile + r;
+    int64_t i = 0;
+    for (; i + 4 <= n; i += 4) {
+      f32x4 a = load4(from + i * kRows), b = load4(from + (i + 1) * kRows);
+      f32x4 c = load4(from + (i + 2) * kRows), d = load4(from + (i + 3) * kRows);
+      transpose4(a, b, c, d);
+      store4(rows[r] + i, a);
+      store4(rows[r + 1] + i, b);
+      store4(rows[r + 2] + i, c);
+      store4(rows[r + 3] + i, d);
+    }
+    for (; i < n; ++i) {
+      for (int j = 0; j < 4; ++j) store1(rows[r + j] + i, from[i * kRows + j]);
+    }
+  }
+  for (; r < count && r < kRows; ++r) {
+    for (int64_t i = 0; i < n; ++i) store1(rows[r] + i, tile[i * kRows + r]);
   }
 }
 

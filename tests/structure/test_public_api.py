@@ -126,8 +126,8 @@ def test_members(name):
 
 def test_kernel_names():
     assert sorted(kernels.__all__) == [
-        "AttentionBackend", "Impl", "KernelPlan", "audio_cross_attention", "blf_step",
-        "blf_velocity", "dense_attention", "frames_to_uint8", "gate_residual_norm_modulate",
-        "norm_modulate", "qk_norm_rope", "residual_apply", "residual_store", "rms_norm_silu",
-        "teacache_gate",
+        "AttentionBackend", "AudioFold", "Impl", "KernelPlan", "absorbed_audio_attention",
+        "audio_cross_attention", "blf_step", "blf_velocity", "dense_attention",
+        "fold_audio_projections", "frames_to_uint8", "gate_residual_norm_modulate", "norm_modulate",
+        "qk_norm_rope", "residual_apply", "residual_store", "rms_norm_silu", "teacache_gate",
     ]  # fmt: skip
