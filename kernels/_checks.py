@@ -35,7 +35,7 @@ def require_shape(name: str, x: Tensor, shape: tuple[int | None, ...], legend: s
     """
     fits = x.ndim == len(shape)
     for size, want in zip(x.shape, shape, strict=False):  # a loop: this runs on every call
-        fits = fits and want in (None, size)
+        fits = fits and (want is None or want == size)
     if not fits:
         sizes = ", ".join("any" if want is None else str(want) for want in shape)
         raise InvalidArgument(name, expected=f"shape {legend} = ({sizes})", got=tuple(x.shape))

@@ -379,7 +379,8 @@ class SkyReelsTransformer(nn.Module):
         rows = projected_time.float().unflatten(-1, (6, -1))
         rows = rows + rows.new_tensor([0.0, 1.0, 0.0, 0.0, 1.0, 0.0])[:, None]
         own = torch.stack([block.modulation.float() for block in self._blocks()])
-        return (own + rows).unbind(0)
+        every: tuple[Tensor, ...] = (own + rows).unbind(0)
+        return every
 
     def _with_residual_estimate(self, latents: Tensor, timestep: Tensor) -> Tensor:
         """Noisy channels replaced by the best linear guess of ``clean - reference`` from them.

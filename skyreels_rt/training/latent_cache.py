@@ -114,6 +114,17 @@ def draw_clip(
     return source.triplet(index)
 
 
+def draw_short_clip(index: int, *, size: int, num_latents: int) -> Triplet:
+    """Draw training clip number ``index`` for the joint stage, ``num_latents`` long.
+
+    Short clips of many people teach more than long ones of few: what a model learns by heart is
+    faces. So the speech is asked for longer than needed and cut.
+    """
+    num_frames = Timeline().num_frames(num_latents)
+    duration_s = _SPARE_SPEECH * num_frames / FPS
+    return draw_clip(index, size=size, duration_s=duration_s, max_frames=num_frames)
+
+
 def encode_clip(
     vae: VideoVAE,
     front_end: WhisperFeatures,
@@ -236,21 +247,12 @@ def prepare_clips(
     size: int,
     num_latents: int,
 ) -> None:
-    """Draw and encode training clips ``0 .. count - 1`` that ``folder`` does not hold yet.
-
-    Short clips of many people teach more than long ones of few: what a model learns by heart is
-    faces. So the speech is asked for longer than needed and cut to ``num_latents``.
-    """
+    """Draw and encode training clips ``0 .. count - 1`` that ``folder`` does not hold yet."""
     folder.mkdir(parents=True, exist_ok=True)
-    num_frames = Timeline(vae.temporal_stride).num_frames(num_latents)
-    draw = partial(
-        draw_clip, size=size, duration_s=_SPARE_SPEECH * num_frames / FPS, max_frames=num_frames
-    )
+    draw = partial(draw_short_clip, size=size, num_latents=num_latents)
     missing = [index for index in range(count) if not _path(folder, index).exists()]
     with ThreadPoolExecutor(1) as ahead, tqdm(total=len(missing), desc="clips") as bar:
-        pending = [
-            ahead.submit(draw, i) for i in missing[:2]
-        ]
+        pending = [ahead.submit(draw, i) for i in missing[:2]]
         for position, index in enumerate(missing):
             triplet = pending.pop(0).result()
             if position + 2 < len(missing):

@@ -34,7 +34,8 @@ def test_cold_import_is_light(tmp_path: Path) -> None:
 
 
 def test_kernels_bring_torch_and_nothing_else_heavy(tmp_path: Path) -> None:
-    heavy = ("transformers", "triton", "av", "soxr", "soundfile", "diffusers")
+    # Triton itself is not in the list: torch's compiler imports it where it is installed.
+    heavy = ("transformers", "av", "soxr", "soundfile", "diffusers", "skyreels_rt.kernels.triton")
     code = f"import sys, skyreels_rt.kernels; print([m for m in {heavy!r} if m in sys.modules])"
     assert run_python(code, tmp_path) == "[]"
 

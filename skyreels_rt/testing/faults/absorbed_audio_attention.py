@@ -14,7 +14,7 @@ from skyreels_rt.kernels.reference.absorbed_audio_attention import (
     logits,
     project,
 )
-from skyreels_rt.testing.faults.common import gain
+from skyreels_rt.testing.faults.corruptions import gain
 
 Bias = Tensor | None
 
