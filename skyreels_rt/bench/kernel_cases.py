@@ -181,7 +181,7 @@ def _residual(op: str, name: str, length: int, width: int) -> KernelCase:
         "residual_apply": kernels.residual_apply,
     }
     eager: dict[str, Callable[..., object]] = {
-        "residual_store": eager_residual_store,
+        "residual_store": lambda before, after, out: eager_residual_store(before, after),  # noqa: ARG005
         "residual_apply": eager_residual_apply,
     }
     sizes = {"tokens": length, "width": width}
