@@ -12,6 +12,7 @@
 
 #include "skyreels_rt/frames_to_uint8.h"
 #include "skyreels_rt/parallel.h"
+#include "skyreels_rt/qk_norm_rope.h"
 
 namespace rt = skyreels_rt;
 
