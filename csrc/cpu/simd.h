@@ -108,7 +108,8 @@ inline void store_part(T* p, f32v v, int64_t n) {
   n >= kLanes ? store(p, v) : store_tail(p, v, n);
 }
 
-// e^x within 2 ulp; infinity where that is beyond fp32, 0 below e^-86.5 (2^-125); NaN stays NaN.
+// e^x within 2 ulp from x = -86.5 on and 0 below (fp32 could go to -103); infinity where that is
+// beyond fp32; NaN stays NaN.
 // x = n ln 2 + r, a minimax polynomial for 2 e^r, and 2^(n-1), a normal number for every n.
 inline f32v vexp(f32v x) {
   constexpr float kToInteger = 12582912.0f;  // 1.5 * 2^23: added, it leaves n in the low bits
