@@ -19,7 +19,8 @@ from rich.table import Table
 from skyreels_rt.errors import SkyReelsError
 
 if TYPE_CHECKING:
-    from skyreels_rt.engine import Engine, GenerationSummary
+    from skyreels_rt.engine import Engine
+    from skyreels_rt.offline import GenerationSummary
     from skyreels_rt.options import GenerateOptions
     from skyreels_rt.report import Report
     from skyreels_rt.types import Progress as JobProgress
