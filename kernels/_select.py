@@ -250,7 +250,8 @@ class KernelPlan:
         kernels : {"auto", "reference"} or mapping
             ``"auto"`` takes the fastest that can run, ``"reference"`` plain torch everywhere; a
             mapping from operator (or ``"attention"``) to implementation pins those and leaves the
-            rest to ``"auto"``.
+            rest to ``"auto"``. ``{"absorbed_audio_attention": "reference"}`` also makes models keep
+            the projections apart.
 
         Raises
         ------
