@@ -75,6 +75,38 @@ class Affine:
         return cls(norm.weight.float()[None, None], norm.bias.float()[None, None])
 
 
+class FeedForward(nn.Sequential):
+    """Linear, GELU (tanh), linear; the parameter names are those of the sequence.
+
+    Without a gradient, oneDNN applies the GELU inside the first product on the CPU: 0.7 of the time
+    of both in float32 and 0.5 in bfloat16 at the embedded models' sizes.
+
+    Parameters
+    ----------
+    dim, hidden_dim : int
+        Widths outside and inside.
+    """
+
+    def __init__(self, dim: int, hidden_dim: int) -> None:
+        super().__init__(
+            nn.Linear(dim, hidden_dim), nn.GELU(approximate="tanh"), nn.Linear(hidden_dim, dim)
+        )
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name for it
+        """(B, L, D) -> (B, L, D)."""
+        up, act, down = self
+        fuses = input.is_cpu and input.dtype in (torch.float32, torch.bfloat16)
+        fuses = fuses and not torch.is_grad_enabled() and torch.backends.mkldnn.is_available()
+        if fuses and not torch.compiler.is_compiling():
+            hidden = torch.ops.mkldnn._linear_pointwise(
+                input, up.weight, up.bias, "gelu", [], "tanh"
+            )
+        else:
+            hidden = act(up(input))
+        out: Tensor = down(hidden)
+        return out
+
+
 class TransformerBlock(nn.Module):
     """Self-attention, text (and image) cross-attention, audio cross-attention, feed-forward.
 
@@ -96,11 +128,7 @@ class TransformerBlock(nn.Module):
         if config.audio is not None:
             self.norm_x = nn.LayerNorm(dim, eps=config.eps)
             self.audio_cross_attn = AudioCrossAttention(config, plan)
-        self.ffn = nn.Sequential(
-            nn.Linear(dim, config.ffn_dim),
-            nn.GELU(approximate="tanh"),
-            nn.Linear(config.ffn_dim, dim),
-        )
+        self.ffn = FeedForward(dim, config.ffn_dim)
         self.modulation = nn.Parameter(torch.empty(1, 6, dim))
         self.plan = plan
 
