@@ -288,6 +288,11 @@ class KernelPlan:
             **{op: impl for op, (impl, _) in decided.items()},
         )  # fmt: skip
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether every operator is its reference: the model then is plain torch throughout."""
+        return all(getattr(self, op) is Impl.REFERENCE for op in CANDIDATES)
+
     def describe(self) -> str:
         """Return the plan as lines of text, one operator each."""
         lines = [f"kernels for {self.dtype} on {self.device}"]
