@@ -72,7 +72,7 @@ def measure_kernels(
     shapes: dict[str, Any] = {}
     plans = {dtype: KernelPlan.choose("cpu", dtype) for dtype in dtypes}
     for case in cases:
-        shapes[case.name] = case.shape
+        shapes[f"{case.op}.{case.name}"] = case.shape
         for dtype in dtypes:
             for row in _measure(case, dtype, plans[dtype], repeats, with_compile):
                 rows.append(row)

@@ -10,8 +10,8 @@
 
 namespace skyreels_rt {
 
-// Below this many bytes a thread costs more to wake than it saves.
-constexpr int64_t kBytesPerRange = 64 * 1024;
+// Below this many bytes a second thread costs more than it saves, above all where cores are short.
+constexpr int64_t kBytesPerRange = 128 * 1024;
 
 using RangeFn = std::function<void(int64_t begin, int64_t end)>;
 
