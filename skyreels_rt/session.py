@@ -27,7 +27,13 @@ from skyreels_rt.conditioning.condition_track import (
 )
 from skyreels_rt.conditioning.source_video import SourceTrack
 from skyreels_rt.config import GuidanceForm, Ramp, SolverName
-from skyreels_rt.diffusion.blf import Group, full_group_stop, num_kept_latents, plan_group
+from skyreels_rt.diffusion.blf import (
+    Group,
+    full_group_stop,
+    num_kept_latents,
+    plan_group,
+    window_weights,
+)
 from skyreels_rt.diffusion.denoise import denoise_group
 from skyreels_rt.diffusion.guidance import guidance_passes
 from skyreels_rt.diffusion.noise import timeline_noise
@@ -385,10 +391,11 @@ class Session:
                 predictor,
                 self._schedule,
                 self._solver,
+                guidance=[one.weight for one in self._passes],
+                weights=window_weights(group, self._settings.overlap, self._settings.ramp),
                 noise=noise.to(self._parts.device),
                 pinned=emitted,
-                overlap=self._settings.overlap,
-                ramp=self._settings.ramp,
+                impl=self._parts.plan.blf_step,
                 on_step=lambda done, total: self._report("denoise", done, total),
                 is_cancelled=self._is_cancelled,
             )
