@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from skyreels_rt.errors import SkyReelsError
     from skyreels_rt.media.video import Video
     from skyreels_rt.options import GenerateOptions
+    from skyreels_rt.runtime.magcache import MagCache
     from skyreels_rt.runtime.memory import MemoryEstimate
+    from skyreels_rt.runtime.step_cache import StepMask
+    from skyreels_rt.runtime.teacache import TeaCache
     from skyreels_rt.types import FrameChunk, Progress
 
 __version__ = "0.1.0"
@@ -28,9 +31,12 @@ __all__ = [
     "FrameChunk",
     "GenerateOptions",
     "GenerationSummary",
+    "MagCache",
     "MemoryEstimate",
     "Progress",
     "SkyReelsError",
+    "StepMask",
+    "TeaCache",
     "Video",
     "__version__",
 ]
@@ -40,9 +46,12 @@ _HOMES = {
     "FrameChunk": "skyreels_rt.types",
     "GenerateOptions": "skyreels_rt.options",
     "GenerationSummary": "skyreels_rt.engine",
+    "MagCache": "skyreels_rt.runtime.magcache",
     "MemoryEstimate": "skyreels_rt.runtime.memory",
     "Progress": "skyreels_rt.types",
     "SkyReelsError": "skyreels_rt.errors",
+    "StepMask": "skyreels_rt.runtime.step_cache",
+    "TeaCache": "skyreels_rt.runtime.teacache",
     "Video": "skyreels_rt.media.video",
 }
 

@@ -20,7 +20,9 @@ from skyreels_rt.conditioning.edit_mask import resolve_edit_mask
 from skyreels_rt.conditioning.face import FaceFinder, face_available, face_status
 from skyreels_rt.conditioning.portrait import prepare_portrait
 from skyreels_rt.conditioning.source_video import SourceTrack
-from skyreels_rt.diffusion.blf import full_group_stop
+from skyreels_rt.diffusion.blf import full_group_stop, plan_group
+from skyreels_rt.diffusion.guidance import guidance_passes
+from skyreels_rt.diffusion.schedule import FlowSchedule
 from skyreels_rt.errors import InvalidArgument, MediaError, ModelError
 from skyreels_rt.kernels import KernelPlan
 from skyreels_rt.media.audio_file import AudioSource, open_audio
@@ -35,7 +37,8 @@ from skyreels_rt.options import (
 )
 from skyreels_rt.progress import ProgressBar
 from skyreels_rt.runtime.device import resolve_device, resolve_dtype
-from skyreels_rt.runtime.memory import MemoryEstimate, activation_bytes
+from skyreels_rt.runtime.memory import MemoryEstimate, activation_bytes, residual_bytes
+from skyreels_rt.runtime.step_cache import StepRun
 from skyreels_rt.session import JobSettings, Session
 from skyreels_rt.types import FrameChunk
 
@@ -66,6 +69,8 @@ class GenerationSummary:
         Of them, by stage.
     settings : JobSettings
         Resolved options.
+    steps : tuple of StepRun
+        Which denoising steps each window computed, and which it skipped.
     """
 
     num_frames: int
@@ -74,6 +79,7 @@ class GenerationSummary:
     seconds: float
     stage_seconds: dict[str, float]
     settings: JobSettings
+    steps: tuple[StepRun, ...] = ()
 
     @property
     def rtf(self) -> float:
@@ -191,6 +197,7 @@ class Engine:
                 audio=np.concatenate([chunk.audio for chunk in chunks]),
                 sample_rate=job.audio.sample_rate,
                 fps=job.settings.fps,
+                steps=job.session.steps,
             )
 
     def stream(
@@ -245,6 +252,7 @@ class Engine:
                 seconds=time.perf_counter() - start,
                 stage_seconds=dict(job.session.clock.seconds),
                 settings=settings,
+                steps=job.session.steps,
             )
 
     # ------------------------------------------------------------------------------------- facts
@@ -294,6 +302,34 @@ class Engine:
             activations=activation_bytes(
                 parts.transformer.config, num_tokens=tokens, itemsize=parts.dtype.itemsize
             ),
+            residuals=self._residual_bytes(settings, group, tokens),
+        )
+
+    def _residual_bytes(self, settings: JobSettings, group: int, num_tokens: int) -> int:
+        """What a step cache keeps for a group of ``group`` latents."""
+        parts = self._components
+        timesteps = FlowSchedule(settings.num_steps, settings.shift).timesteps
+        plan = parts.step_plan(settings.teacache, timesteps)
+        if not plan.skips:
+            return 0
+        windows = plan_group(
+            0, group, True,
+            window=settings.window, overlap=settings.overlap, horizon=settings.horizon,
+        )  # fmt: skip
+        passes = guidance_passes(
+            settings.guidance_form,
+            settings.text_guidance_scale,
+            settings.audio_guidance_scale,
+            has_text=bool(settings.prompt),
+            has_audio=parts.transformer.config.audio is not None,
+        )
+        return residual_bytes(
+            parts.transformer.config,
+            num_tokens=num_tokens,
+            num_windows=len(windows.windows) if windows is not None else 1,
+            num_passes=len(passes),
+            itemsize=parts.dtype.itemsize,
+            has_gate=plan.gate is not None,
         )
 
     @property

@@ -7,6 +7,7 @@ disturb each other. Its state has constant size: only the tail that later groups
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -43,8 +44,11 @@ from skyreels_rt.diffusion.solvers import make_solver
 from skyreels_rt.errors import Cancelled, InvalidArgument, MediaError, NonFinite
 from skyreels_rt.kernels import frames_to_uint8
 from skyreels_rt.models.vae import VAECache
+from skyreels_rt.runtime.step_cache import FEW_STEPS, StepCache, StepLog, StepMask, StepRun
 from skyreels_rt.runtime.timing import StageClock
 from skyreels_rt.types import FrameChunk, Progress, ProgressCallback
+
+logger = logging.getLogger(__name__)
 
 SLOT_NOISE_INDEX = 2**63 - 1
 """Noise index of the leading slot, far from any frame of the timeline."""
@@ -68,6 +72,8 @@ class JobSettings:
         BLF windows in latent frames, and how many of them are denoised together.
     ramp : {"linear", "uniform"}
         Weights with which overlapping windows are fused.
+    teacache : StepCache or None
+        Which steps reuse the blocks of an earlier one; None computes all.
     """
 
     prompt: str
@@ -86,6 +92,7 @@ class JobSettings:
     overlap: int
     horizon: int
     ramp: Ramp
+    teacache: StepCache | None = None
 
 
 class Session:
@@ -112,7 +119,8 @@ class Session:
     Raises
     ------
     InvalidArgument
-        The model needs a portrait and got none, or cannot take a source video.
+        The model needs a portrait and got none, cannot take a source video, or the step cache
+        does not fit the run: a mask of another length, a model without calibration.
     """
 
     def __init__(
@@ -134,6 +142,12 @@ class Session:
         self._is_cancelled = is_cancelled
         self._schedule = FlowSchedule(settings.num_steps, settings.shift)
         self._solver = make_solver(settings.solver, self._schedule)
+        self._steps = components.step_plan(settings.teacache, self._schedule.timesteps)
+        self._step_log = StepLog()
+        if settings.num_steps <= FEW_STEPS and not isinstance(settings.teacache, StepMask | None):
+            logger.warning(
+                "a step cache does nothing at %d steps or fewer: every step is computed", FEW_STEPS
+            )
         self._passes = guidance_passes(
             settings.guidance_form,
             settings.text_guidance_scale,
@@ -292,6 +306,11 @@ class Session:
         return self._frame_index
 
     @property
+    def steps(self) -> tuple[StepRun, ...]:
+        """Which steps the windows denoised so far computed, and which they skipped."""
+        return tuple(self._step_log.runs)
+
+    @property
     def is_finished(self) -> bool:
         """Whether every frame of the job was delivered."""
         return self.num_frames == self._frame_index
@@ -399,6 +418,8 @@ class Session:
                 on_step=lambda done, total: self._report("denoise", done, total),
                 is_cancelled=self._is_cancelled,
             )
+        for window in group.windows:
+            self._step_log.add(window.start, window.stop, predictor.computed_steps(window))
         self._keep(group, latents)
         return latents
 
@@ -416,6 +437,7 @@ class Session:
             tokens=tokens,
             silent_tokens=silent,
             slot=self._leading_slot(group),
+            steps=self._steps if self._steps.skips else None,
         )
 
     def _leading_slot(self, group: Group) -> LeadingSlot | None:

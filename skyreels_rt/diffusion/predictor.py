@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from skyreels_rt.diffusion.blf import Group, Window
+from skyreels_rt.diffusion.block_reuse import BlockReuse
 from skyreels_rt.diffusion.guidance import GuidancePass
 from skyreels_rt.models.attention import KeysValues
 from skyreels_rt.models.transformer import ContextCache, SkyReelsTransformer
+from skyreels_rt.runtime.step_cache import StepPlan
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,9 @@ class WindowPredictor:
         Tokens of "no audio", for the passes without it.
     slot : LeadingSlot, optional
         The leading slot, if the model uses one.
+    steps : StepPlan, optional
+        Steps that run the blocks; all by default. What the others reuse is kept per window and
+        guidance pass, in this object, so for one group.
     """
 
     def __init__(
@@ -90,6 +95,7 @@ class WindowPredictor:
         tokens: Tensor | None,
         silent_tokens: Tensor | None,
         slot: LeadingSlot | None = None,
+        steps: StepPlan | None = None,
     ) -> None:
         self._transformer = transformer
         self._group = group
@@ -98,24 +104,36 @@ class WindowPredictor:
         self._channels = channels
         self._tokens = {True: tokens, False: silent_tokens}
         self._slot = slot
+        self._steps = steps
+        self._reuse: dict[Window, BlockReuse] = {}
         self._audio: dict[tuple[Window, bool], tuple[KeysValues, ...]] = {}
         self._rope: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __call__(self, window: Window, latents: Tensor, step: int, timestep: float) -> Tensor:
         """Velocities (P, C, len, h, w) of ``latents`` (C, len, h, w), one per guidance pass."""
-        del step
         model = self._transformer
-        inputs = self._inputs(window, latents, timestep / 1000)
-        frames, height, width = inputs.shape[1:]
+        inputs = self._inputs(window, latents, timestep / 1000).unsqueeze(0)
+        frames, height, width = inputs.shape[2:]
         if frames not in self._rope:
             self._rope[frames] = model.rope(frames, height, width)
         time = torch.tensor([timestep], dtype=torch.float64)
+        if window not in self._reuse:
+            self._reuse[window] = BlockReuse(model, self._steps, len(self._passes))
+        reuse = self._reuse[window]
+        reuse.begin(step, inputs, time)
         velocities = []
-        for guidance_pass in self._passes:
+        for index, guidance_pass in enumerate(self._passes):
             context = self._context(window, guidance_pass)
-            velocity = model(inputs.unsqueeze(0), time, context, self._rope[frames])
+            velocity = model(
+                inputs, time, context, self._rope[frames],
+                reuse=reuse.reused(index), keep=reuse.kept(index, inputs),
+            )  # fmt: skip
             velocities.append(velocity[:, :, 1:] if self._slot is not None else velocity)
         return torch.cat(velocities)
+
+    def computed_steps(self, window: Window) -> tuple[bool, ...]:
+        """For every step a window took so far, whether it ran the blocks."""
+        return tuple(self._reuse[window].computed) if window in self._reuse else ()
 
     def _inputs(self, window: Window, latents: Tensor, sigma: float) -> Tensor:
         """Noisy latents and condition channels of a window, slot in front if there is one."""

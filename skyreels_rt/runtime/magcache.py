@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 
 from skyreels_rt.errors import InvalidArgument
-from skyreels_rt.runtime.step_cache import MagnitudeFit, RunFacts, StepPlan
+from skyreels_rt.runtime.step_cache import FEW_STEPS, MagnitudeFit, RunFacts, StepPlan
 from skyreels_rt.runtime.teacache import require_threshold
 
 
@@ -72,7 +72,7 @@ class MagCache:
     def plan(self, run: RunFacts) -> StepPlan:
         """The plan of a run."""
         num_steps, threshold = len(run.timesteps), self.threshold
-        if threshold == 0:
+        if threshold == 0 or num_steps <= FEW_STEPS:
             return StepPlan.every_step(num_steps)
         if self.ratios == "auto" or threshold is None:
             fit = run.require_calibration("ratios").magnitude
@@ -140,7 +140,7 @@ def magnitude_ratios(fit: MagnitudeFit, timesteps: Sequence[float]) -> tuple[flo
     return (1.0, *(math.exp(here - before) for before, here in steps))
 
 
-def _checked_ratios(ratios: Sequence[float]) -> tuple[float, ...]:
+def _checked_ratios(ratios: Sequence[float] | str) -> tuple[float, ...]:
     expected = "'auto' or finite numbers > 0, one per step"
     if isinstance(ratios, str):
         raise InvalidArgument("ratios", expected=expected, got=repr(ratios))

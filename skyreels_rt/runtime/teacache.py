@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from skyreels_rt.errors import InvalidArgument
-from skyreels_rt.runtime.step_cache import ChangeGate, RunFacts, Signal, StepPlan
+from skyreels_rt.runtime.step_cache import FEW_STEPS, ChangeGate, RunFacts, Signal, StepPlan
 
 NUM_COEFFICIENTS = 5
 
@@ -122,7 +122,7 @@ class TeaCache:
     def plan(self, run: RunFacts) -> StepPlan:
         """The plan of a run; for ``"modulated_input"`` forced steps and a gate for the others."""
         num_steps = len(run.timesteps)
-        if self.threshold == 0:
+        if self.threshold == 0 or num_steps <= FEW_STEPS:
             return StepPlan.every_step(num_steps)
         coefficients, threshold = self.coefficients, self.threshold
         if coefficients == "auto" or threshold is None:
@@ -224,7 +224,7 @@ def _is_forced(step: int, num_steps: int, first_steps: int, last_steps: int) -> 
     return step < first_steps or step >= num_steps - last_steps
 
 
-def _checked_coefficients(coefficients: Sequence[float]) -> tuple[float, ...]:
+def _checked_coefficients(coefficients: Sequence[float] | str) -> tuple[float, ...]:
     expected = f"'auto' or {NUM_COEFFICIENTS} finite numbers, highest power first"
     if isinstance(coefficients, str):
         raise InvalidArgument("coefficients", expected=expected, got=repr(coefficients))
