@@ -123,15 +123,15 @@ class Components:
         key = (cache, timesteps)
         plan = self._step_plans.get(key)
         if plan is None:
-            plan = cache.plan(
-                RunFacts(self.name, timesteps, self._signals(timesteps), self.calibration)
-            )
+            plan = cache.plan(self.run_facts(timesteps))
             if len(self._step_plans) >= MAX_STEP_PLANS:
                 self._step_plans.clear()
             self._step_plans[key] = plan
         return plan
 
-    def _signals(self, timesteps: tuple[float, ...]) -> Callable[[TimeSignal], list[Tensor]]:
+    def run_facts(self, timesteps: tuple[float, ...]) -> RunFacts:
+        """What a step cache may know of a run over ``timesteps`` before its first step."""
+
         def signals(kind: TimeSignal) -> list[Tensor]:
             # One at a time, as a step has it: a batch would change the bits.
             with torch.inference_mode():
@@ -143,7 +143,7 @@ class Components:
                     for timestep in timesteps
                 ]
 
-        return signals
+        return RunFacts(self.name, timesteps, signals, self.calibration)
 
     @property
     def num_bytes(self) -> int:

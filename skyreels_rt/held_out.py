@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 import torch
 
+from skyreels_rt.calibration import CalibrationClip
 from skyreels_rt.diffusion.blf import plan_group
 from skyreels_rt.engine import Engine
 from skyreels_rt.errors import InvalidArgument, ModelError, OutputError
@@ -169,6 +170,29 @@ def window_frames(
             (timeline.first_frame(window.start), min(timeline.first_frame(window.stop), num_frames))
             for window in group.windows
         ]
+
+
+CALIBRATION_CLIPS = range(1000, 1048)
+"""Clips of the held-out split to calibrate step caches on: not those of the list."""
+
+
+def calibration_clips(size: int, count: int) -> list[CalibrationClip]:
+    """Drawn clips to calibrate a model on.
+
+    Raises
+    ------
+    InvalidArgument
+        ``count`` is not 1 to 48, or ``size`` cannot be drawn.
+    MissingDependency
+        The speech synthesiser of the ``train`` extra is not installed.
+    """
+    if not 1 <= count <= len(CALIBRATION_CLIPS):
+        raise InvalidArgument("clips", expected=f"1 to {len(CALIBRATION_CLIPS)}", got=count)
+    source = HeldOutClips.listed(size).source
+    drawn = (clip_of(source.triplet(n), f"clip {n}") for n in CALIBRATION_CLIPS[:count])
+    return [
+        CalibrationClip(clip.audio, clip.sample_rate, clip.portrait, clip.caption) for clip in drawn
+    ]
 
 
 def read_voice(path: Path) -> Voice:

@@ -30,11 +30,13 @@ from skyreels_rt.conditioning.source_video import SourceTrack
 from skyreels_rt.config import GuidanceForm, Ramp, SolverName
 from skyreels_rt.diffusion.blf import (
     Group,
+    Window,
     full_group_stop,
     num_kept_latents,
     plan_group,
     window_weights,
 )
+from skyreels_rt.diffusion.block_reuse import OnBlocks
 from skyreels_rt.diffusion.denoise import denoise_group
 from skyreels_rt.diffusion.guidance import guidance_passes
 from skyreels_rt.diffusion.noise import timeline_noise
@@ -113,6 +115,9 @@ class Session:
     on_progress : callable, optional
         Called with a :class:`Progress` after every step and every delivered chunk; what it raises
         comes out of :meth:`frames`, which can go on afterwards.
+    observe : callable, optional
+        From a BLF window to what is called after each of its runs of the transformer's blocks; for
+        calibration.
     is_cancelled : callable, optional
         Asked between steps and between decoded latents; True raises :class:`Cancelled`.
 
@@ -133,6 +138,7 @@ class Session:
         expected_frames: int | None = None,
         on_progress: ProgressCallback | None = None,
         is_cancelled: Callable[[], bool] | None = None,
+        observe: Callable[[Window], OnBlocks] | None = None,
     ) -> None:
         self.clock = StageClock()
         self._parts = components
@@ -140,6 +146,7 @@ class Session:
         self._expected_frames = expected_frames
         self._on_progress = on_progress
         self._is_cancelled = is_cancelled
+        self._observe = observe
         self._schedule = FlowSchedule(settings.num_steps, settings.shift)
         self._solver = make_solver(settings.solver, self._schedule)
         self._steps = components.step_plan(settings.teacache, self._schedule.timesteps)
@@ -438,6 +445,7 @@ class Session:
             silent_tokens=silent,
             slot=self._leading_slot(group),
             steps=self._steps if self._steps.skips else None,
+            observe=self._observe,
         )
 
     def _leading_slot(self, group: Group) -> LeadingSlot | None:

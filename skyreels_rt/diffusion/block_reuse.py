@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,10 @@ from skyreels_rt.errors import InvalidArgument
 from skyreels_rt.kernels import teacache_gate
 from skyreels_rt.models.transformer import SkyReelsTransformer
 from skyreels_rt.runtime.step_cache import ChangeGate, StepPlan
+
+OnBlocks = Callable[[int, int, Tensor, Tensor], None]
+"""``on_blocks(step, guidance pass, modulated input, residual)``, (1, L, D) each, the latter to be
+read at once: the next step overwrites it."""
 
 
 class BlockReuse:
@@ -26,6 +32,8 @@ class BlockReuse:
         Steps that run the blocks; None is all of them.
     num_passes : int
         Guidance passes of a step.
+    on_blocks : callable, optional
+        Called after every run of the blocks; see :data:`OnBlocks`.
 
     Attributes
     ----------
@@ -34,13 +42,18 @@ class BlockReuse:
     """
 
     def __init__(
-        self, transformer: SkyReelsTransformer, plan: StepPlan | None, num_passes: int
+        self,
+        transformer: SkyReelsTransformer,
+        plan: StepPlan | None,
+        num_passes: int,
+        on_blocks: OnBlocks | None = None,
     ) -> None:
         self.computed: list[bool] = []
         self._transformer = transformer
         self._plan = plan
         self._residuals: list[Tensor | None] = [None] * num_passes
-        self._keeps = False
+        self._on_blocks = on_blocks
+        self._keeps = on_blocks is not None
         self._previous: Tensor | None = None
         self._accumulated: Tensor | None = None
 
@@ -75,7 +88,7 @@ class BlockReuse:
         if plan.gate is not None:
             is_computed = not self._may_skip(plan.gate, is_computed, inputs, timestep)
         self.computed.append(is_computed)
-        self._keeps = is_computed and plan.keeps_residual(step)
+        self._keeps = is_computed and (plan.keeps_residual(step) or self._on_blocks is not None)
 
     def reused(self, index: int) -> Tensor | None:
         """Residual to add in place of running the blocks, (1, L, D), or None to run them."""
@@ -92,6 +105,13 @@ class BlockReuse:
             residual = torch.empty(shape, dtype=model.dtype, device=model.device)
             self._residuals[index] = residual
         return residual
+
+    def report(self, index: int, inputs: Tensor, timestep: Tensor) -> None:
+        """Show a pass that has run to ``on_blocks``, if there is one."""
+        residual = self._residuals[index]
+        if self._on_blocks is not None and self.computed[-1] and residual is not None:
+            signal = self._transformer.modulated_input(inputs, timestep)
+            self._on_blocks(len(self.computed) - 1, index, signal, residual)
 
     def _may_skip(self, gate: ChangeGate, forced: bool, inputs: Tensor, timestep: Tensor) -> bool:
         """TeaCache's rule on the first block's modulated input; one host read."""

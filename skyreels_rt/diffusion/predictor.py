@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from skyreels_rt.diffusion.blf import Group, Window
-from skyreels_rt.diffusion.block_reuse import BlockReuse
+from skyreels_rt.diffusion.block_reuse import BlockReuse, OnBlocks
 from skyreels_rt.diffusion.guidance import GuidancePass
 from skyreels_rt.models.attention import KeysValues
 from skyreels_rt.models.transformer import ContextCache, SkyReelsTransformer
@@ -82,6 +82,8 @@ class WindowPredictor:
     steps : StepPlan, optional
         Steps that run the blocks; all by default. What the others reuse is kept per window and
         guidance pass, in this object, so for one group.
+    observe : callable, optional
+        From a window to what is called after each of its runs of the blocks, for measurements.
     """
 
     def __init__(
@@ -96,6 +98,7 @@ class WindowPredictor:
         silent_tokens: Tensor | None,
         slot: LeadingSlot | None = None,
         steps: StepPlan | None = None,
+        observe: Callable[[Window], OnBlocks] | None = None,
     ) -> None:
         self._transformer = transformer
         self._group = group
@@ -105,6 +108,7 @@ class WindowPredictor:
         self._tokens = {True: tokens, False: silent_tokens}
         self._slot = slot
         self._steps = steps
+        self._observe = observe
         self._reuse: dict[Window, BlockReuse] = {}
         self._audio: dict[tuple[Window, bool], tuple[KeysValues, ...]] = {}
         self._rope: dict[int, tuple[Tensor, Tensor]] = {}
@@ -118,7 +122,8 @@ class WindowPredictor:
             self._rope[frames] = model.rope(frames, height, width)
         time = torch.tensor([timestep], dtype=torch.float64)
         if window not in self._reuse:
-            self._reuse[window] = BlockReuse(model, self._steps, len(self._passes))
+            on_blocks = self._observe(window) if self._observe is not None else None
+            self._reuse[window] = BlockReuse(model, self._steps, len(self._passes), on_blocks)
         reuse = self._reuse[window]
         reuse.begin(step, inputs, time)
         velocities = []
@@ -128,6 +133,7 @@ class WindowPredictor:
                 inputs, time, context, self._rope[frames],
                 reuse=reuse.reused(index), keep=reuse.kept(index, inputs),
             )  # fmt: skip
+            reuse.report(index, inputs, time)
             velocities.append(velocity[:, :, 1:] if self._slot is not None else velocity)
         return torch.cat(velocities)
 
