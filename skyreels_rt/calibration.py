@@ -39,12 +39,13 @@ from skyreels_rt.runtime.step_cache import (
 from skyreels_rt.runtime.teacache import TeaCache, polynomial, relative_changes
 from skyreels_rt.session import Session
 
-DEFAULT_STEPS = (20, 40)
+DEFAULT_STEPS = (10, 20, 40)
 """Runs that are measured: a signal's change per step spans what these give."""
 
 SHARE_COMPUTED = 0.5
-"""Default thresholds are the least at which no more than this share of the steps is computed, in
-the shortest run measured."""
+THRESHOLD_STEPS = 20
+"""Default thresholds are the least at which no more than this share of the steps is computed, in a
+run of so many steps."""
 
 DEGREE = 4
 _GRID = tuple(10 ** (exponent / 40) for exponent in range(-160, 81))
@@ -152,13 +153,14 @@ def calibrate(
             num_steps=tuple(num_steps),
             shift=settings.shift,
             solver=settings.solver,
+            weights=components.transformer.time_digest(),
             num_clips=len(clips),
             num_windows=sum(len({window for window, _ in run.traces}) for run in runs),
             inputs=inputs,
             versions=tuple(f"{name} {version}" for name, version in versions().items()),
         ),
     )
-    return _with_thresholds(components, found, min(num_steps))
+    return _with_thresholds(components, found)
 
 
 def write_calibration(folder: Path, found: StepCalibration) -> Path:
@@ -234,16 +236,16 @@ def _fit_magnitude(runs: Sequence[_Run]) -> MagnitudeFit:
     return MagnitudeFit(runs[0].timesteps, tuple(sizes.tolist()), threshold=0.0)
 
 
-def _with_thresholds(parts: Components, found: StepCalibration, num_steps: int) -> StepCalibration:
+def _with_thresholds(parts: Components, found: StepCalibration) -> StepCalibration:
     """The same with default thresholds."""
     shift = resolve_settings(parts, {}).shift
-    timesteps = FlowSchedule(num_steps, shift).timesteps
+    timesteps = FlowSchedule(THRESHOLD_STEPS, shift).timesteps
     facts = replace(parts.run_facts(timesteps), calibration=found)
 
     def least(cache: Callable[[float], StepCache]) -> float:
         for threshold in _GRID:
             computed = cache(threshold).plan(facts).computed
-            if sum(computed) <= SHARE_COMPUTED * num_steps:
+            if sum(computed) <= SHARE_COMPUTED * THRESHOLD_STEPS:
                 return float(f"{threshold:.3g}")
         return _GRID[-1]
 

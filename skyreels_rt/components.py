@@ -8,6 +8,7 @@ fixed tables below; nothing in a folder can name code.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,6 +54,8 @@ from skyreels_rt.types import Timeline
 from skyreels_rt.weights.diffusers_layout import transformer_config_from_diffusers
 from skyreels_rt.weights.key_maps import clip_vision_key, diffusers_wan_key, whisper_encoder_key
 from skyreels_rt.weights.loader import load_weights, save_weights, stored_dtype
+
+logger = logging.getLogger(__name__)
 
 PIPELINE_CLASS = "SkyReelsAudioPipeline"
 CALIBRATION_FILE = "step_cache.json"
@@ -210,17 +213,20 @@ def load_components(
         device=device,
         dtype=dtype,
         plan=plan,
-        calibration=_read_calibration(folder / CALIBRATION_FILE),
+        calibration=_read_calibration(folder / CALIBRATION_FILE, transformer),
     )
     _require_fit(parts)
     return parts
 
 
-def _read_calibration(path: Path) -> StepCalibration | None:
+def _read_calibration(path: Path, transformer: SkyReelsTransformer) -> StepCalibration | None:
     """The folder's own calibration; a base's would be of other weights."""
     if not path.exists():
         return None
-    return config_from_dict(StepCalibration, read_json(path), where=path.name)
+    found = config_from_dict(StepCalibration, read_json(path), where=path.name)
+    if found.run.weights != transformer.time_digest():
+        logger.warning("%s was measured with other weights: calibrate the model again", path)
+    return found
 
 
 def stored_transformer_dtype(folder: Path) -> torch.dtype | None:

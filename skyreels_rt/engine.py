@@ -53,6 +53,11 @@ def embedded_models() -> tuple[str, ...]:
     return tuple(sorted(index.parent.name for index in _ASSETS.glob("*/model_index.json")))
 
 
+def model_folder(model: str | Path) -> Path:
+    """Folder of an embedded model by its name; any other path as it is."""
+    return _ASSETS / model if str(model) in embedded_models() else Path(model)
+
+
 @dataclass(frozen=True)
 class GenerationSummary:
     """What a job did.

@@ -8,6 +8,7 @@ D width.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass
 from typing import Self
@@ -379,6 +380,14 @@ class SkyReelsTransformer(nn.Module):
         """Time embedding (B, D) of timesteps (B,), or its projection (B, 6 D), as a step has it."""
         time: Tensor = self._embed_time(timestep)
         return self.time_projection(time) if projected else time
+
+    def time_digest(self) -> str:
+        """Digest of the time path's weights: equal for equal weights, stored in any one type."""
+        digest = hashlib.sha256()
+        for module in (self.time_embedding, self.time_projection):
+            for _, value in sorted(module.state_dict().items()):
+                digest.update(value.float().cpu().numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     def modulated_input(self, latents_BCFHW: Tensor, timestep: Tensor) -> Tensor:
         """What enters the first block's attention, (B, L, D); arguments as in :meth:`forward`."""

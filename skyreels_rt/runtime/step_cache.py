@@ -92,6 +92,8 @@ class CalibrationRun:
         Timestep shift.
     solver : str
         Solver.
+    weights : str
+        Digest of the time embedding's weights, to tell another training's.
     num_clips : int
         Portraits and voices.
     num_windows : int
@@ -105,6 +107,7 @@ class CalibrationRun:
     num_steps: tuple[int, ...]
     shift: float
     solver: str
+    weights: str
     num_clips: int
     num_windows: int
     inputs: str

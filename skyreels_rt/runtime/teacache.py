@@ -9,6 +9,7 @@ the class; here the rule runs once, over the signals of all steps.
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from torch import Tensor
 
 from skyreels_rt.errors import InvalidArgument
 from skyreels_rt.runtime.step_cache import FEW_STEPS, ChangeGate, RunFacts, Signal, StepPlan
+
+logger = logging.getLogger(__name__)
 
 NUM_COEFFICIENTS = 5
 
@@ -124,7 +127,7 @@ class TeaCache:
         num_steps = len(run.timesteps)
         if self.threshold == 0 or num_steps <= FEW_STEPS:
             return StepPlan.every_step(num_steps)
-        coefficients, threshold = self.coefficients, self.threshold
+        coefficients, threshold, fit = self.coefficients, self.threshold, None
         if coefficients == "auto" or threshold is None:
             fit = run.require_calibration("coefficients").fit(self.signal)
             coefficients = fit.coefficients
@@ -134,6 +137,15 @@ class TeaCache:
             forced = tuple(_is_forced(step, num_steps, first, last) for step in range(num_steps))
             return StepPlan(forced, ChangeGate(coefficients, threshold))
         changes = relative_changes(run.signals(self.signal))
+        if (
+            fit is not None
+            and changes
+            and not fit.least <= min(changes) <= max(changes) <= fit.greatest
+        ):
+            logger.warning(
+                "%s was calibrated for changes of %.3g to %.3g per step, this run has %.3g to %.3g",
+                run.model, fit.least, fit.greatest, min(changes), max(changes),
+            )  # fmt: skip
         return StepPlan(
             computed_steps(changes, coefficients, threshold, first_steps=first, last_steps=last)
         )
