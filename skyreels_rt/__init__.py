@@ -14,10 +14,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from skyreels_rt.engine import Engine, GenerationSummary
+    from skyreels_rt.engine import Engine, Health
     from skyreels_rt.errors import SkyReelsError
+    from skyreels_rt.live.asynchronous import AsyncSession
+    from skyreels_rt.live.session import Interruption, LiveSession
     from skyreels_rt.media.video import Video
-    from skyreels_rt.options import GenerateOptions
+    from skyreels_rt.offline import GenerationSummary
+    from skyreels_rt.options import GenerateOptions, LiveOptions
     from skyreels_rt.runtime.magcache import MagCache
     from skyreels_rt.runtime.memory import MemoryEstimate
     from skyreels_rt.runtime.step_cache import StepMask
@@ -27,10 +30,15 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AsyncSession",
     "Engine",
     "FrameChunk",
     "GenerateOptions",
     "GenerationSummary",
+    "Health",
+    "Interruption",
+    "LiveOptions",
+    "LiveSession",
     "MagCache",
     "MemoryEstimate",
     "Progress",
@@ -42,10 +50,15 @@ __all__ = [
 ]
 
 _HOMES = {
+    "AsyncSession": "skyreels_rt.live.asynchronous",
     "Engine": "skyreels_rt.engine",
     "FrameChunk": "skyreels_rt.types",
     "GenerateOptions": "skyreels_rt.options",
-    "GenerationSummary": "skyreels_rt.engine",
+    "GenerationSummary": "skyreels_rt.offline",
+    "Health": "skyreels_rt.engine",
+    "Interruption": "skyreels_rt.live.session",
+    "LiveOptions": "skyreels_rt.options",
+    "LiveSession": "skyreels_rt.live.session",
     "MagCache": "skyreels_rt.runtime.magcache",
     "MemoryEstimate": "skyreels_rt.runtime.memory",
     "Progress": "skyreels_rt.types",

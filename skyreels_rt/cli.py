@@ -19,7 +19,8 @@ from rich.table import Table
 from skyreels_rt.errors import SkyReelsError
 
 if TYPE_CHECKING:
-    from skyreels_rt.engine import Engine, GenerationSummary
+    from skyreels_rt.engine import Engine
+    from skyreels_rt.offline import GenerationSummary
     from skyreels_rt.options import GenerateOptions
     from skyreels_rt.report import Report
     from skyreels_rt.runtime.magcache import MagCache
@@ -448,6 +449,7 @@ def _write_generate_report(path: Path, engine: Engine, summary: GenerationSummar
 
     import torch
 
+    from skyreels_rt.job import settings_facts
     from skyreels_rt.report import Report, Row
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RSS_UNIT
@@ -462,9 +464,6 @@ def _write_generate_report(path: Path, engine: Engine, summary: GenerationSummar
         Row(f"generate.stage.{stage}", seconds, "s")
         for stage, seconds in sorted(summary.stage_seconds.items())
     ]
-    settings, cache = summary.settings, None
-    if settings.teacache is not None:
-        cache = {"rule": type(settings.teacache).__name__, **vars(settings.teacache)}
     Report(
         command=_command_line(),
         device=str(engine.components.device),
@@ -473,7 +472,7 @@ def _write_generate_report(path: Path, engine: Engine, summary: GenerationSummar
         rows=rows,
         details={
             "model": engine.components.name,
-            "settings": {**vars(settings), "teacache": cache},
+            "settings": settings_facts(summary.settings),
             "steps": [
                 {"start": run.start, "stop": run.stop, "windows": run.windows, "computed": run.text}
                 for run in summary.steps

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping
+import weakref
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Unpack
@@ -23,23 +24,32 @@ from skyreels_rt.conditioning.source_video import SourceTrack
 from skyreels_rt.diffusion.blf import full_group_stop, plan_group
 from skyreels_rt.diffusion.guidance import guidance_passes
 from skyreels_rt.diffusion.schedule import FlowSchedule
-from skyreels_rt.errors import InvalidArgument, MediaError, ModelError
+from skyreels_rt.errors import AdmissionRefused, InvalidArgument, ModelError
+from skyreels_rt.job import JobSettings, settings_of
 from skyreels_rt.kernels import KernelPlan
-from skyreels_rt.media.audio_file import AudioSource, open_audio
-from skyreels_rt.media.image import load_image
+from skyreels_rt.live.observer import SessionObserver
+from skyreels_rt.live.session import LiveSession, LiveSettings
+from skyreels_rt.live.snapshot import pack_snapshot, unpack_snapshot
+from skyreels_rt.media.audio_file import open_audio
+from skyreels_rt.media.image import ImageInput, load_image
 from skyreels_rt.media.video import Video
 from skyreels_rt.media.video_file import open_video
 from skyreels_rt.media.video_writer import AAC_SAMPLE_RATES, VideoWriter
+from skyreels_rt.offline import GenerationSummary, OfflineJob
 from skyreels_rt.options import (
     GenerateOptions,
+    LiveOptions,
+    SceneOptions,
     bytes_per_latent,
+    resolve_live,
     resolve_settings,
 )
 from skyreels_rt.progress import ProgressBar
 from skyreels_rt.runtime.device import resolve_device, resolve_dtype
 from skyreels_rt.runtime.memory import MemoryEstimate, activation_bytes, residual_bytes
-from skyreels_rt.runtime.step_cache import StepRun
-from skyreels_rt.session import JobSettings, Session
+from skyreels_rt.runtime.metrics import EngineMetrics
+from skyreels_rt.runtime.turns import Gate, Turns
+from skyreels_rt.session import Session
 from skyreels_rt.types import FrameChunk
 
 TINY_NAME = "tiny-random"
@@ -59,37 +69,28 @@ def model_folder(model: str | Path) -> Path:
 
 
 @dataclass(frozen=True)
-class GenerationSummary:
-    """What a job did.
+class Health:
+    """State of an engine.
 
     Attributes
     ----------
-    num_frames, fps : int
-        Frames made, and their rate.
-    seed : int
-        Seed used.
-    seconds : float
-        Wall-clock seconds of the whole job.
-    stage_seconds : dict of str to float
-        Of them, by stage.
-    settings : JobSettings
-        Resolved options.
-    steps : tuple of StepRun
-        Which denoising steps each window computed, and which it skipped.
+    num_sessions, max_sessions : int
+        Live sessions that are open, and how many may be.
+    num_waiting : int
+        Of them, sessions that wait for their turn to compute.
+    seconds_since_chunk : float or None
+        Since any live session delivered frames; None before the first.
     """
 
-    num_frames: int
-    fps: int
-    seed: int
-    seconds: float
-    stage_seconds: dict[str, float]
-    settings: JobSettings
-    steps: tuple[StepRun, ...] = ()
+    num_sessions: int
+    max_sessions: int
+    num_waiting: int
+    seconds_since_chunk: float | None
 
     @property
-    def rtf(self) -> float:
-        """Compute seconds per second of video; below 1 is faster than real time."""
-        return self.seconds * self.fps / self.num_frames
+    def has_room(self) -> bool:
+        """Whether one more session may open."""
+        return self.num_sessions < self.max_sessions
 
 
 class Engine:
@@ -101,10 +102,18 @@ class Engine:
     ----------
     components : Components
         The model's frozen parts; see :meth:`from_pretrained`.
+    max_sessions : int
+        Live sessions that may be open at once.
     """
 
-    def __init__(self, components: Components) -> None:
+    def __init__(self, components: Components, *, max_sessions: int = 64) -> None:
+        if isinstance(max_sessions, bool) or max_sessions < 1:
+            raise InvalidArgument("max_sessions", expected="an integer >= 1", got=max_sessions)
         self._components = components
+        self._metrics = EngineMetrics()
+        self._turns = Turns(self._metrics.queue_seconds.observe)
+        self._gate = Gate(max_sessions)
+        self._sessions: weakref.WeakSet[LiveSession] = weakref.WeakSet()
 
     @classmethod
     def from_pretrained(
@@ -114,6 +123,7 @@ class Engine:
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
         kernels: Literal["auto", "reference"] | Mapping[str, str] = "auto",
+        max_sessions: int = 64,
     ) -> Engine:
         """Load a model.
 
@@ -129,6 +139,8 @@ class Engine:
             on a CPU with AMX.
         kernels : str or dict
             ``"auto"``, ``"reference"``, or an implementation for some operators by name.
+        max_sessions : int
+            Live sessions that may be open at once.
 
         Raises
         ------
@@ -147,7 +159,8 @@ class Engine:
             plan = KernelPlan.choose(where, kind, kernels)
             from skyreels_rt.testing.tiny import tiny_components
 
-            return cls(tiny_components(device=where, dtype=kind, plan=plan))
+            parts = tiny_components(device=where, dtype=kind, plan=plan)
+            return cls(parts, max_sessions=max_sessions)
         embedded = isinstance(model, str) and model in embedded_models()
         folder = _ASSETS / model if embedded else Path(model)
         if folder.is_file():
@@ -167,7 +180,9 @@ class Engine:
         kind = resolve_dtype(dtype, where, stored=stored_transformer_dtype(folder))
         plan = KernelPlan.choose(where, kind, kernels)
         parts = load_components(folder, device=where, dtype=kind, plan=plan)
-        return cls(replace(parts, name=model) if isinstance(model, str) and embedded else parts)
+        if isinstance(model, str) and embedded:
+            parts = replace(parts, name=model)
+        return cls(parts, max_sessions=max_sessions)
 
     # ------------------------------------------------------------------------------------- jobs
 
@@ -260,6 +275,96 @@ class Engine:
                 steps=job.session.steps,
             )
 
+    # ------------------------------------------------------------------------------------- live
+
+    def open_session(self, **options: Unpack[LiveOptions]) -> LiveSession:
+        """Open a live session: speech is pushed while frames are taken.
+
+        With the same horizon it gives the bytes of :meth:`generate`. Sessions share the engine's
+        cores or device in turns, one denoising step or decoded latent at a time.
+
+        Parameters
+        ----------
+        **options
+            See :class:`LiveOptions`. Give ``image``, ``video``, both, or only a ``prompt``.
+
+        Returns
+        -------
+        LiveSession
+            A context manager, for ``with`` and for ``async with``.
+
+        Raises
+        ------
+        AdmissionRefused
+            ``max_sessions`` are open.
+        SkyReelsError
+            A typed error for every unusable input.
+        """
+        settings = resolve_settings(self._components, options, LiveOptions)
+        portrait, source = self._visual_inputs(settings, options)
+
+        def open_core(is_cancelled: Callable[[], bool]) -> Session:
+            return Session(
+                self._components,
+                settings,
+                portrait=portrait,
+                source=source,
+                is_cancelled=is_cancelled,
+                turns=self._turns,
+            )
+
+        return self._live(open_core, settings, resolve_live(options))
+
+    def restore_session(
+        self, snapshot: bytes | str | Path, **options: Unpack[LiveOptions]
+    ) -> LiveSession:
+        """Open a session that goes on where :meth:`LiveSession.snapshot` was taken, bit for bit.
+
+        Parameters
+        ----------
+        snapshot : bytes or path
+            The snapshot, or a file that holds it.
+        **options
+            ``max_ahead_s``, ``on_full`` and ``idle``; everything else comes from the snapshot.
+
+        Raises
+        ------
+        AdmissionRefused
+            ``max_sessions`` are open.
+        InvalidArgument
+            No snapshot of this model, or another option.
+        """
+        foreign = sorted(set(options) - {"max_ahead_s", "on_full", "idle"})
+        if foreign:
+            raise InvalidArgument(
+                foreign[0], expected="an option of the audio's queue", got="one of the snapshot's"
+            )
+        state = unpack_snapshot(self._components, snapshot)
+
+        def open_core(is_cancelled: Callable[[], bool]) -> Session:
+            return Session.restored(
+                self._components, state, is_cancelled=is_cancelled, turns=self._turns
+            )
+
+        return self._live(open_core, settings_of(state), resolve_live(options))
+
+    def warmup(self) -> float:
+        """Make a few frames of silence, so that the first session finds everything ready.
+
+        Returns
+        -------
+        float
+            Seconds it took.
+        """
+        start = time.perf_counter()
+        generation = self._components.generation
+        grey = np.full((generation.height, generation.width, 3), 127, np.uint8)
+        settings = resolve_settings(self._components, {}, LiveOptions)
+        with Session(self._components, settings, portrait=grey, turns=self._turns) as session:
+            session.push_audio(np.zeros(math.ceil(session.latency_s * 16_000), np.float32), 16_000)
+            session.next_chunk()
+        return time.perf_counter() - start
+
     # ------------------------------------------------------------------------------------- facts
 
     def describe(self) -> str:
@@ -337,6 +442,26 @@ class Engine:
             has_gate=plan.gate is not None,
         )
 
+    def health(self) -> Health:
+        """How the engine is doing, for a liveness probe."""
+        return Health(
+            num_sessions=self._gate.count,
+            max_sessions=self._gate.limit,
+            num_waiting=self._turns.num_waiting,
+            seconds_since_chunk=self._metrics.seconds_since_chunk,
+        )
+
+    def metrics(self) -> str:
+        """Counters, gauges and histograms of all live sessions, in Prometheus' text format."""
+        backlog = sum(max(0.0, one.buffered_s) for one in self._sessions if not one.is_closed)
+        self._metrics.audio_backlog_seconds.set(backlog)
+        self._metrics.sessions_waiting.set(self._turns.num_waiting)
+        device = self._components.device
+        if device.type == "cuda":
+            self._metrics.device_bytes.set(torch.cuda.memory_allocated(device), kind="allocated")
+            self._metrics.device_bytes.set(torch.cuda.memory_reserved(device), kind="reserved")
+        return self._metrics.text()
+
     @property
     def components(self) -> Components:
         """The frozen parts of the loaded model."""
@@ -344,7 +469,7 @@ class Engine:
 
     # --------------------------------------------------------------------------------- internals
 
-    def _job(self, audio: str | Path | NDArray[Any], options: GenerateOptions) -> _Job:
+    def _job(self, audio: str | Path | NDArray[Any], options: GenerateOptions) -> OfflineJob:
         """Check every input, in the order a caller would fix them, and open a session."""
         settings = resolve_settings(self._components, options)
         source_audio = open_audio(audio, options.get("sample_rate"))
@@ -365,41 +490,76 @@ class Engine:
             expected_frames=-(-num_samples * settings.fps // rate) if num_samples else None,
             on_progress=on_progress,
             is_cancelled=cancel.is_set if cancel is not None else None,
+            turns=self._turns,
         )
-        return _Job(source_audio, session, settings, bar)
+        return OfflineJob(source_audio, session, settings, bar)
 
-    def _visual_inputs(
-        self, settings: JobSettings, options: GenerateOptions
-    ) -> tuple[NDArray[np.uint8] | None, SourceTrack | None]:
-        """Portrait in the output's shape, and the source track; each None if not given."""
-        image, video = options.get("image"), options.get("video")
-        mask, config = options.get("edit_mask"), self._components.transformer.config
-        if mask is not None and video is None:
-            raise InvalidArgument("edit_mask", expected="a video to edit", got="no video")
-        if image is None and video is None and not settings.prompt:
-            raise InvalidArgument(
-                "image", expected="an image, a video or a prompt", got="none of them"
+    def _live(
+        self,
+        open_core: Callable[[Callable[[], bool]], Session],
+        settings: JobSettings,
+        live: LiveSettings,
+    ) -> LiveSession:
+        """Open a live session if one more may be."""
+        try:
+            release = self._gate.enter()
+        except AdmissionRefused:
+            self._metrics.sessions.inc(outcome="refused")
+            raise
+        observer = SessionObserver(self._metrics)
+        try:
+            session = LiveSession(
+                open_core,
+                live,
+                pack=lambda state: pack_snapshot(self._components, state),
+                load_portrait=lambda image: self._portrait(settings, image, _finder()),
+                observer=observer,
+                on_close=release,
             )
+        except BaseException:
+            observer.closed()
+            release()
+            raise
+        self._sessions.add(session)
+        return session
+
+    def _portrait(
+        self, settings: JobSettings, image: ImageInput, finder: FaceFinder | None
+    ) -> NDArray[np.uint8]:
+        """Portrait in the output's shape."""
+        config = self._components.transformer.config
         sees_reference = (
             config.condition_channels > 0 and self._components.generation.reference_mode != "none"
         )
-        if image is not None and not sees_reference and config.image_dim is None:
+        if not sees_reference and config.image_dim is None:
             raise InvalidArgument(
                 "image",
                 expected="a model that takes a portrait",
                 got="a model without reference and image branch",
                 hint="Leave the image out, or load another model.",
             )
+        if finder is None:
+            logger.warning("the portrait is cropped at its centre: %s", face_status())
+        return prepare_portrait(load_image(image), settings.height, settings.width, finder=finder)
+
+    def _visual_inputs(
+        self, settings: JobSettings, options: SceneOptions
+    ) -> tuple[NDArray[np.uint8] | None, SourceTrack | None]:
+        """Portrait in the output's shape, and the source track; each None if not given."""
+        image, video = options.get("image"), options.get("video")
+        mask = options.get("edit_mask")
+        if mask is not None and video is None:
+            raise InvalidArgument("edit_mask", expected="a video to edit", got="no video")
+        if image is None and video is None and not settings.prompt:
+            raise InvalidArgument(
+                "image", expected="an image, a video or a prompt", got="none of them"
+            )
         mask = "mouth" if mask is None else mask
         needs_face = video is not None and isinstance(mask, str) and mask in ("mouth", "face")
-        finder = FaceFinder() if needs_face or (image is not None and face_available()) else None
-        if image is not None and finder is None:
-            logger.warning("the portrait is cropped at its centre: %s", face_status())
+        finder = FaceFinder() if needs_face else (_finder() if image is not None else None)
         portrait = source = None
         if image is not None:
-            portrait = prepare_portrait(
-                load_image(image), settings.height, settings.width, finder=finder
-            )
+            portrait = self._portrait(settings, image, finder)
         if video is not None:
             frame_mask = resolve_edit_mask(mask, settings.height, settings.width, finder)
             rate = settings.fps if isinstance(video, np.ndarray) else None
@@ -413,32 +573,6 @@ class Engine:
         return portrait, source
 
 
-@dataclass
-class _Job:
-    """An open session and the speech that drives it; closes both."""
-
-    audio: AudioSource
-    session: Session
-    settings: JobSettings
-    bar: ProgressBar | None
-
-    def chunks(self) -> Iterator[FrameChunk]:
-        """Push the speech block by block and yield what becomes ready."""
-        for block in self.audio.blocks():
-            self.session.push_audio(block, self.audio.sample_rate)
-            yield from self.session.frames()
-            if self.session.is_finished:  # the source video ended before the speech
-                break
-        else:
-            self.session.end_audio()
-            yield from self.session.frames()
-        if self.session.num_frames_done == 0:
-            raise MediaError("video: holds no frame at the model's frame rate.", stage="video")
-
-    def __enter__(self) -> _Job:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.session.close()
-        if self.bar is not None:
-            self.bar.close()
+def _finder() -> FaceFinder | None:
+    """What finds faces, where it is installed."""
+    return FaceFinder() if face_available() else None

@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 
 from skyreels_rt.errors import InvalidArgument
-from skyreels_rt.runtime.step_cache import FEW_STEPS, MagnitudeFit, RunFacts, StepPlan
+from skyreels_rt.runtime.step_cache import MagnitudeFit, RunFacts, StepPlan, can_spare_steps
 from skyreels_rt.runtime.teacache import require_threshold
 
 
@@ -72,7 +72,7 @@ class MagCache:
     def plan(self, run: RunFacts) -> StepPlan:
         """The plan of a run."""
         num_steps, threshold = len(run.timesteps), self.threshold
-        if threshold == 0 or num_steps <= FEW_STEPS:
+        if threshold == 0 or not can_spare_steps(num_steps):
             return StepPlan.every_step(num_steps)
         if self.ratios == "auto" or threshold is None:
             fit = run.require_calibration("ratios").magnitude

@@ -9,6 +9,7 @@ read per step.
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -17,11 +18,16 @@ from torch import Tensor
 
 from skyreels_rt.errors import InvalidArgument
 
+logger = logging.getLogger(__name__)
+
 TimeSignal = Literal["timestep", "timestep_projection"]
 """Time embedding (TeaCache's ``e``), or its six-way projection (``e0``, "ret" upstream)."""
 
 Signal = Literal["timestep", "timestep_projection", "modulated_input"]
 """A :data:`TimeSignal`, or the first block's normalised and modulated input."""
+
+MAX_LOGGED = 4096
+"""Latest entries of a :class:`StepLog`; a plan makes one for a whole job."""
 
 FEW_STEPS = 4
 """Runs of so few steps have none to spare."""
@@ -238,6 +244,15 @@ class StepPlan:
         return step + 1 < len(self.computed) and not self.computed[step + 1]
 
 
+def can_spare_steps(num_steps: int) -> bool:
+    """Whether a run has steps that could be skipped; says so in the log if not."""
+    if num_steps <= FEW_STEPS:
+        logger.warning(
+            "a step cache does nothing at %d steps or fewer: every step is computed", FEW_STEPS
+        )
+    return num_steps > FEW_STEPS
+
+
 class StepCache(Protocol):
     """A rule that says which steps to compute: TeaCache, MagCache, StepMask."""
 
@@ -323,6 +338,8 @@ class StepRun:
 class StepLog:
     """What every window of a job did, kept short: equal neighbours share an entry.
 
+    Only :data:`MAX_LOGGED` entries are kept, so that an endless session does not grow.
+
     Attributes
     ----------
     runs : list of StepRun
@@ -338,3 +355,4 @@ class StepLog:
             self.runs[-1] = StepRun(last.start, stop, last.windows + 1, computed)
         else:
             self.runs.append(StepRun(start, stop, 1, computed))
+            del self.runs[:-MAX_LOGGED]

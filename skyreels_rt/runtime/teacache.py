@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from skyreels_rt.errors import InvalidArgument
-from skyreels_rt.runtime.step_cache import FEW_STEPS, ChangeGate, RunFacts, Signal, StepPlan
+from skyreels_rt.runtime.step_cache import ChangeGate, RunFacts, Signal, StepPlan, can_spare_steps
 
 logger = logging.getLogger(__name__)
 
@@ -125,7 +125,7 @@ class TeaCache:
     def plan(self, run: RunFacts) -> StepPlan:
         """The plan of a run; for ``"modulated_input"`` forced steps and a gate for the others."""
         num_steps = len(run.timesteps)
-        if self.threshold == 0 or num_steps <= FEW_STEPS:
+        if self.threshold == 0 or not can_spare_steps(num_steps):
             return StepPlan.every_step(num_steps)
         coefficients, threshold, fit = self.coefficients, self.threshold, None
         if coefficients == "auto" or threshold is None:

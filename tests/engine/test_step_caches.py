@@ -351,3 +351,23 @@ def test_commands(model, tmp_path):
         rows = {row["name"]: row["value"] for row in report["rows"]}
         assert rows["generate.steps_computed"] == steps["computed"].count("#") / 20 < 1
     (model / "step_cache.json").unlink()
+
+
+@pytest.mark.parametrize(
+    "cache", [ALTERNATE, rt.TeaCache(0.3, COEFFICIENTS), rt.MagCache(0.1, ratios=(1.0, 0.99))]
+)
+def test_a_live_session_and_its_snapshot_keep_the_cache(engine, cache):
+    speech, cut = np.tile(SPEECH, 2), RATE * 9 // 5
+    whole = engine.generate(
+        speech, sample_rate=RATE, image=PORTRAIT, teacache=cache, horizon=1,
+        on_progress=lambda _: None,
+    )  # fmt: skip
+    with engine.open_session(image=PORTRAIT, teacache=cache) as session:
+        session.push_audio(speech[:cut], RATE)
+        chunks = [next(session.frames()).frames]
+        snapshot = session.snapshot()
+    with engine.restore_session(snapshot) as session:
+        session.push_audio(speech[cut:], RATE)
+        session.end_audio()
+        chunks += [chunk.frames for chunk in session.frames()]
+    np.testing.assert_array_equal(np.concatenate(chunks), whole.frames)

@@ -1,0 +1,74 @@
+"""What a job was asked to do, once every option is resolved and checked."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from skyreels_rt.config import GuidanceForm, Ramp, SolverName
+from skyreels_rt.runtime.magcache import MagCache
+from skyreels_rt.runtime.step_cache import StepMask
+from skyreels_rt.runtime.teacache import TeaCache
+from skyreels_rt.types import PartState
+
+_RULES: dict[str, type[TeaCache | MagCache | StepMask]] = {
+    "TeaCache": TeaCache, "MagCache": MagCache, "StepMask": StepMask,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class JobSettings:
+    """Everything a job can choose, resolved and checked by the engine.
+
+    Attributes
+    ----------
+    prompt, negative_prompt : str
+        Prompt of the passes with and without text; an empty prompt switches text guidance off.
+    seed : int
+        Seed of the timeline's noise.
+    num_steps, shift, solver, text_guidance_scale, audio_guidance_scale, guidance_form
+        As in :class:`skyreels_rt.config.GenerationConfig`.
+    fps, height, width : int
+        Shape of the output.
+    window, overlap, horizon : int
+        BLF windows in latent frames, and how many of them are denoised together.
+    ramp : {"linear", "uniform"}
+        Weights with which overlapping windows are fused.
+    teacache : TeaCache, MagCache, StepMask or None
+        Which steps reuse the blocks of an earlier one; None computes all.
+    """
+
+    prompt: str
+    negative_prompt: str
+    seed: int
+    num_steps: int
+    shift: float
+    solver: SolverName
+    text_guidance_scale: float
+    audio_guidance_scale: float
+    guidance_form: GuidanceForm
+    fps: int
+    height: int
+    width: int
+    window: int
+    overlap: int
+    horizon: int
+    ramp: Ramp
+    teacache: TeaCache | MagCache | StepMask | None = None
+
+
+def settings_facts(settings: JobSettings) -> dict[str, Any]:
+    """Settings as JSON data, from which :func:`settings_of` makes them again."""
+    cache = settings.teacache
+    rule = None if cache is None else {"rule": type(cache).__name__, **asdict(cache)}
+    return {**asdict(settings), "teacache": rule}
+
+
+def settings_of(state: PartState) -> JobSettings:
+    """Options of the session that gave ``state``."""
+    facts = dict(state.facts["settings"])
+    rule = facts.pop("teacache", None)
+    if rule is not None:
+        rule = dict(rule)
+        rule = _RULES[rule.pop("rule")](**rule)
+    return JobSettings(**facts, teacache=rule)
