@@ -210,8 +210,9 @@ def _fit_changes(parts: Components, runs: Sequence[_Run], signal: Signal) -> Cha
     x: list[float] = []
     y: list[float] = []
     for run in runs:
+        known = [] if signal == "modulated_input" else _time_changes(parts, run, signal)
         for trace in run.traces.values():
-            x += trace.content if signal == "modulated_input" else _time_changes(parts, run, signal)
+            x += known or trace.content
             y += trace.residual
     coefficients = np.polyfit(x, y, DEGREE).tolist()
     missed = [polynomial(coefficients, a) - b for a, b in zip(x, y, strict=True)]
@@ -225,8 +226,8 @@ def _fit_changes(parts: Components, runs: Sequence[_Run], signal: Signal) -> Cha
     )
 
 
-def _time_changes(parts: Components, run: _Run, signal: TimeSignal) -> tuple[float, ...]:
-    return relative_changes(parts.run_facts(run.timesteps).signals(signal))
+def _time_changes(parts: Components, run: _Run, signal: TimeSignal) -> list[float]:
+    return list(relative_changes(parts.run_facts(run.timesteps).signals(signal)))
 
 
 def _fit_magnitude(runs: Sequence[_Run]) -> MagnitudeFit:
