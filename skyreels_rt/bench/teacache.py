@@ -2,7 +2,7 @@
 
 Every clip is made without a cache and with each point of the curve; the points at the model's
 default threshold take turns with the uncached run until there are enough pairs for a median. Other
-points are timed once per clip, so their speed-up is that of the least times; processor seconds, that
+points are timed once per clip: their speed-up is that of the least times. Processor seconds, which
 other programs disturb less, are compared beside.
 """
 
