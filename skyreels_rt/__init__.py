@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from skyreels_rt.media.video import Video
     from skyreels_rt.offline import GenerationSummary
     from skyreels_rt.options import GenerateOptions, LiveOptions
+    from skyreels_rt.runtime.magcache import MagCache
     from skyreels_rt.runtime.memory import MemoryEstimate
+    from skyreels_rt.runtime.step_cache import StepMask
+    from skyreels_rt.runtime.teacache import TeaCache
     from skyreels_rt.types import FrameChunk, Progress
 
 __version__ = "0.1.0"
@@ -36,9 +39,12 @@ __all__ = [
     "Interruption",
     "LiveOptions",
     "LiveSession",
+    "MagCache",
     "MemoryEstimate",
     "Progress",
     "SkyReelsError",
+    "StepMask",
+    "TeaCache",
     "Video",
     "__version__",
 ]
@@ -53,9 +59,12 @@ _HOMES = {
     "Interruption": "skyreels_rt.live.session",
     "LiveOptions": "skyreels_rt.options",
     "LiveSession": "skyreels_rt.live.session",
+    "MagCache": "skyreels_rt.runtime.magcache",
     "MemoryEstimate": "skyreels_rt.runtime.memory",
     "Progress": "skyreels_rt.types",
     "SkyReelsError": "skyreels_rt.errors",
+    "StepMask": "skyreels_rt.runtime.step_cache",
+    "TeaCache": "skyreels_rt.runtime.teacache",
     "Video": "skyreels_rt.media.video",
 }
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from skyreels_rt.offline import GenerationSummary
     from skyreels_rt.options import GenerateOptions
     from skyreels_rt.report import Report
+    from skyreels_rt.runtime.magcache import MagCache
+    from skyreels_rt.runtime.teacache import TeaCache
     from skyreels_rt.types import Progress as JobProgress
 
 Plan = Literal["auto", "reference"]
@@ -41,6 +43,12 @@ JsonFile = Annotated[Path | None, typer.Option("--json", help="Write a JSON repo
 Model = Annotated[str, typer.Option(help='Model folder, or "demo", "demo-fast" or "tiny-random".')]
 Device = Annotated[str, typer.Option(help='"auto", "cpu" or "cuda[:n]".')]
 Dtype = Annotated[str, typer.Option(help='"auto", "float32", "bfloat16" or "float16".')]
+Teacache = Annotated[
+    str | None, typer.Option(help='Skip steps: threshold, or "auto" for a calibrated model.')
+]
+Magcache = Annotated[
+    str | None, typer.Option(help='Skip steps by MagCache: threshold, or "auto"; calibrated model.')
+]
 Kernels = Annotated[str, typer.Option(help='"auto" or "reference".')]
 
 
@@ -72,6 +80,8 @@ def generate(
     device: Device = "auto",
     dtype: Dtype = "auto",
     kernels: Kernels = "auto",
+    teacache: Teacache = None,
+    magcache: Magcache = None,
     json_file: JsonFile = None,
 ) -> None:
     """Make a talking video from speech and a portrait, a source video or a prompt."""
@@ -95,6 +105,8 @@ def generate(
     with _errors_as_exit_codes():
         from skyreels_rt.engine import TINY_NAME, Engine
         from skyreels_rt.report import require_writable
+
+        options["teacache"] = _step_cache(teacache, magcache)
 
         if json_file is not None:
             require_writable(json_file)
@@ -150,6 +162,8 @@ def evaluate(
     voice: Annotated[
         list[Path] | None, typer.Option(help="Recording for the section voices; repeatable.")
     ] = None,
+    teacache: Teacache = None,
+    magcache: Magcache = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     kernels: Kernels = "auto",
@@ -170,6 +184,7 @@ def evaluate(
             only=tuple(name.strip() for name in only.split(",") if name.strip()),
             voices=tuple(voice or ()),
             json_file=json_file,
+            teacache=_step_cache(teacache, magcache),
         )
         with _bar() as bar:
             videos, frames = bar.add_task("videos", total=None), bar.add_task("frames", total=None)
@@ -188,6 +203,56 @@ def evaluate(
         for name, why in report.details["skipped"].items():
             console.print(f"{name}: not measured: {why}", markup=False, soft_wrap=True)
         console.print(f"{output / 'eval.html'}", markup=False, soft_wrap=True)
+
+
+@app.command()
+def calibrate(
+    model: Annotated[str, typer.Argument(help='Model folder, or "demo".')],
+    *,
+    clips: Annotated[int, typer.Option(help="Drawn clips, 1 to 48; needs the [train] extra.")] = 4,
+    image: Annotated[
+        list[str] | None, typer.Option(help="Portrait to use instead; repeatable, with --audio.")
+    ] = None,
+    audio: Annotated[
+        list[str] | None, typer.Option(help="Its speech; as many as portraits.")
+    ] = None,
+    num_steps: Annotated[
+        list[int] | None, typer.Option("--steps", help="Steps of a run (10, 20, 40); repeatable.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Model folder to write to (its own).")
+    ] = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    kernels: Kernels = "auto",
+) -> None:
+    """Fit TeaCache and MagCache to a model and write step_cache.json into its folder."""
+    with _errors_as_exit_codes():
+        from skyreels_rt.calibration import DEFAULT_STEPS, write_calibration
+        from skyreels_rt.calibration import calibrate as measure
+        from skyreels_rt.engine import Engine, model_folder
+        from skyreels_rt.held_out import calibration_clips, given_clips
+
+        engine = Engine.from_pretrained(
+            model, device=device, dtype=dtype, kernels=cast("Plan", kernels)
+        )
+        parts, folder = engine.components, output or model_folder(model)
+        if image or audio:
+            inputs, chosen = "given", given_clips(image or [], audio or [])
+        else:
+            generation = parts.generation
+            inputs = f"drawn, held out, {clips} from 1000"
+            chosen = calibration_clips(min(generation.height, generation.width), clips)
+        with _bar() as bar:
+            runs = bar.add_task("runs", total=None)
+            found = measure(
+                parts,
+                chosen,
+                num_steps=tuple(num_steps or DEFAULT_STEPS),
+                inputs=inputs,
+                on_run=lambda done, total: bar.update(runs, completed=done, total=total),
+            )
+        console.print(f"{write_calibration(folder, found)}", markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -271,9 +336,70 @@ def bench_kernels(
             report.write(json_file)
 
 
+@bench_app.command("teacache")
+def bench_teacache(
+    *,
+    model: Model = "demo",
+    full: Annotated[bool, typer.Option("--full", help="8 clips, more thresholds.")] = False,
+    html_file: Annotated[
+        Path | None, typer.Option("--html", help="Write a page with curves and strips here.")
+    ] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Measure what step caches save, and what they cost in lip sync, PSNR, SSIM and seams."""
+    with _errors_as_exit_codes():
+        from skyreels_rt.bench.teacache import CurveSize, measure_step_caches
+        from skyreels_rt.engine import Engine
+        from skyreels_rt.evaluation.page import render_page
+        from skyreels_rt.held_out import HeldOutClips, window_frames
+        from skyreels_rt.report import require_writable
+
+        for path in (json_file, html_file):
+            if path is not None:
+                require_writable(path)
+        engine = Engine.from_pretrained(model)
+        generation = engine.components.generation
+        with console.status("measuring ...") as status:
+            report, sections = measure_step_caches(
+                engine,
+                HeldOutClips.listed(min(generation.height, generation.width)),
+                lambda num_frames: window_frames(engine, num_frames, {}),
+                command=_command_line(),
+                size=CurveSize.full() if full else CurveSize(),
+                on_run=status.update,
+            )
+        Console().print(_table(report))
+        if json_file is not None:
+            report.write(json_file)
+        if html_file is not None:
+            facts = {"model": model, "command": report.command}
+            html_file.write_text(render_page("Step caches", facts, sections), encoding="utf-8")
+
+
 def main() -> None:
     """Entry point of the console script."""
     app()
+
+
+def _step_cache(teacache: str | None, magcache: str | None) -> TeaCache | MagCache | None:
+    """What the options ask for."""
+    from skyreels_rt.errors import InvalidArgument
+    from skyreels_rt.runtime.magcache import MagCache
+    from skyreels_rt.runtime.teacache import TeaCache
+
+    if teacache is not None and magcache is not None:
+        raise InvalidArgument("magcache", expected="no --teacache beside it", got=magcache)
+    for name, value in (("teacache", teacache), ("magcache", magcache)):
+        if value is None:
+            continue
+        kind = TeaCache if name == "teacache" else MagCache
+        if value == "auto":
+            return kind()
+        try:
+            return kind(float(value))
+        except ValueError:
+            raise InvalidArgument(name, expected='a number or "auto"', got=value) from None
+    return None
 
 
 def _table(report: Report) -> Table:
@@ -323,6 +449,7 @@ def _write_generate_report(path: Path, engine: Engine, summary: GenerationSummar
 
     import torch
 
+    from skyreels_rt.job import settings_facts
     from skyreels_rt.report import Report, Row
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RSS_UNIT
@@ -331,20 +458,33 @@ def _write_generate_report(path: Path, engine: Engine, summary: GenerationSummar
         Row("generate.seconds", summary.seconds, "s"),
         Row("generate.rtf", summary.rtf, "compute s / media s"),
         Row("generate.peak_rss", peak / 2**20, "MiB"),
+        Row("generate.steps_computed", _share_computed(summary), "share of steps"),
     ]
     rows += [
         Row(f"generate.stage.{stage}", seconds, "s")
         for stage, seconds in sorted(summary.stage_seconds.items())
     ]
-    settings = summary.settings
     Report(
         command=_command_line(),
         device=str(engine.components.device),
         threads=torch.get_num_threads(),
         kernel_plan=engine.components.plan.to_json(),
         rows=rows,
-        details={"model": engine.components.name, "settings": vars(settings)},
+        details={
+            "model": engine.components.name,
+            "settings": settings_facts(summary.settings),
+            "steps": [
+                {"start": run.start, "stop": run.stop, "windows": run.windows, "computed": run.text}
+                for run in summary.steps
+            ],
+        },
     ).write(path)
+
+
+def _share_computed(summary: GenerationSummary) -> float:
+    """Steps that ran the blocks, of all steps of all windows."""
+    computed = sum(run.windows * sum(run.computed) for run in summary.steps)
+    return computed / sum(run.windows * len(run.computed) for run in summary.steps)
 
 
 def _command_line() -> str:

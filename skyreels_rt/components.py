@@ -8,13 +8,14 @@ fixed tables below; nothing in a folder can name code.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from skyreels_rt.audio.whisper import WhisperFeatures, build_whisper_encoder
 from skyreels_rt.config import (
@@ -42,12 +43,25 @@ from skyreels_rt.models.tiny_vae import TinyVAE
 from skyreels_rt.models.transformer import SkyReelsTransformer
 from skyreels_rt.models.vae import VideoVAE
 from skyreels_rt.models.wan_vae import WanVAE
+from skyreels_rt.runtime.step_cache import (
+    RunFacts,
+    StepCache,
+    StepCalibration,
+    StepPlan,
+    TimeSignal,
+)
 from skyreels_rt.types import Timeline
 from skyreels_rt.weights.diffusers_layout import transformer_config_from_diffusers
 from skyreels_rt.weights.key_maps import clip_vision_key, diffusers_wan_key, whisper_encoder_key
 from skyreels_rt.weights.loader import load_weights, save_weights, stored_dtype
 
+logger = logging.getLogger(__name__)
+
 PIPELINE_CLASS = "SkyReelsAudioPipeline"
+CALIBRATION_FILE = "step_cache.json"
+MAX_STEP_PLANS = 64
+"""Plans of skipped steps remembered per model."""
+
 TRANSFORMER_CLASSES = ("SkyReelsTransformer", "WanTransformer3DModel")
 VAE_CLASSES = ("TinyVAE", "AutoencoderKLWan")
 AUDIO_CLASSES = ("WhisperModel", "WhisperForConditionalGeneration")
@@ -79,6 +93,8 @@ class Components:
         Where and in what type the transformer and VAE run.
     plan : KernelPlan
         Kernel implementations in use.
+    calibration : StepCalibration or None
+        What ``skyreels-rt calibrate`` measured, for step caches.
     """
 
     name: str
@@ -92,6 +108,45 @@ class Components:
     device: torch.device
     dtype: torch.dtype
     plan: KernelPlan
+    calibration: StepCalibration | None = None
+    _step_plans: dict[tuple[StepCache, tuple[float, ...]], StepPlan] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    def step_plan(self, cache: StepCache | None, timesteps: tuple[float, ...]) -> StepPlan:
+        """Steps that run the blocks, in a run over ``timesteps``; made once, then remembered.
+
+        Raises
+        ------
+        InvalidArgument
+            The cache does not fit the run, or needs a calibration that the model lacks.
+        """
+        if cache is None:
+            return StepPlan.every_step(len(timesteps))
+        key = (cache, timesteps)
+        plan = self._step_plans.get(key)
+        if plan is None:
+            plan = cache.plan(self.run_facts(timesteps))
+            if len(self._step_plans) >= MAX_STEP_PLANS:
+                self._step_plans.clear()
+            self._step_plans[key] = plan
+        return plan
+
+    def run_facts(self, timesteps: tuple[float, ...]) -> RunFacts:
+        """What a step cache may know of a run over ``timesteps`` before its first step."""
+
+        def signals(kind: TimeSignal) -> list[Tensor]:
+            # One at a time, as a step has it: a batch would change the bits.
+            with torch.inference_mode():
+                return [
+                    self.transformer.time_signal(
+                        torch.tensor([timestep], dtype=torch.float64),
+                        projected=kind == "timestep_projection",
+                    )
+                    for timestep in timesteps
+                ]
+
+        return RunFacts(self.name, timesteps, signals, self.calibration)
 
     @property
     def num_bytes(self) -> int:
@@ -158,9 +213,20 @@ def load_components(
         device=device,
         dtype=dtype,
         plan=plan,
+        calibration=_read_calibration(folder / CALIBRATION_FILE, transformer),
     )
     _require_fit(parts)
     return parts
+
+
+def _read_calibration(path: Path, transformer: SkyReelsTransformer) -> StepCalibration | None:
+    """The folder's own calibration; a base's would be of other weights."""
+    if not path.exists():
+        return None
+    found = config_from_dict(StepCalibration, read_json(path), where=path.name)
+    if found.run.weights != transformer.time_digest():
+        logger.warning("%s was measured with other weights: calibrate the model again", path)
+    return found
 
 
 def stored_transformer_dtype(folder: Path) -> torch.dtype | None:

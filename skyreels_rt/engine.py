@@ -21,7 +21,9 @@ from skyreels_rt.conditioning.edit_mask import resolve_edit_mask
 from skyreels_rt.conditioning.face import FaceFinder, face_available, face_status
 from skyreels_rt.conditioning.portrait import prepare_portrait
 from skyreels_rt.conditioning.source_video import SourceTrack
-from skyreels_rt.diffusion.blf import full_group_stop
+from skyreels_rt.diffusion.blf import full_group_stop, plan_group
+from skyreels_rt.diffusion.guidance import guidance_passes
+from skyreels_rt.diffusion.schedule import FlowSchedule
 from skyreels_rt.errors import AdmissionRefused, InvalidArgument, ModelError
 from skyreels_rt.job import JobSettings, settings_of
 from skyreels_rt.kernels import KernelPlan
@@ -44,7 +46,7 @@ from skyreels_rt.options import (
 )
 from skyreels_rt.progress import ProgressBar
 from skyreels_rt.runtime.device import resolve_device, resolve_dtype
-from skyreels_rt.runtime.memory import MemoryEstimate, activation_bytes
+from skyreels_rt.runtime.memory import MemoryEstimate, activation_bytes, residual_bytes
 from skyreels_rt.runtime.metrics import EngineMetrics
 from skyreels_rt.runtime.turns import Gate, Turns
 from skyreels_rt.session import Session
@@ -59,6 +61,11 @@ logger = logging.getLogger(__name__)
 def embedded_models() -> tuple[str, ...]:
     """Names of the trained models inside the package."""
     return tuple(sorted(index.parent.name for index in _ASSETS.glob("*/model_index.json")))
+
+
+def model_folder(model: str | Path) -> Path:
+    """Folder of an embedded model by its name; any other path as it is."""
+    return _ASSETS / model if str(model) in embedded_models() else Path(model)
 
 
 @dataclass(frozen=True)
@@ -210,6 +217,7 @@ class Engine:
                 audio=np.concatenate([chunk.audio for chunk in chunks]),
                 sample_rate=job.audio.sample_rate,
                 fps=job.settings.fps,
+                steps=job.session.steps,
             )
 
     def stream(
@@ -264,6 +272,7 @@ class Engine:
                 seconds=time.perf_counter() - start,
                 stage_seconds=dict(job.session.clock.seconds),
                 settings=settings,
+                steps=job.session.steps,
             )
 
     # ------------------------------------------------------------------------------------- live
@@ -403,6 +412,34 @@ class Engine:
             activations=activation_bytes(
                 parts.transformer.config, num_tokens=tokens, itemsize=parts.dtype.itemsize
             ),
+            residuals=self._residual_bytes(settings, group, tokens),
+        )
+
+    def _residual_bytes(self, settings: JobSettings, group: int, num_tokens: int) -> int:
+        """What a step cache keeps for a group of ``group`` latents."""
+        parts = self._components
+        timesteps = FlowSchedule(settings.num_steps, settings.shift).timesteps
+        plan = parts.step_plan(settings.teacache, timesteps)
+        if not plan.skips:
+            return 0
+        windows = plan_group(
+            0, group, True,
+            window=settings.window, overlap=settings.overlap, horizon=settings.horizon,
+        )  # fmt: skip
+        passes = guidance_passes(
+            settings.guidance_form,
+            settings.text_guidance_scale,
+            settings.audio_guidance_scale,
+            has_text=bool(settings.prompt),
+            has_audio=parts.transformer.config.audio is not None,
+        )
+        return residual_bytes(
+            parts.transformer.config,
+            num_tokens=num_tokens,
+            num_windows=len(windows.windows) if windows is not None else 1,
+            num_passes=len(passes),
+            itemsize=parts.dtype.itemsize,
+            has_gate=plan.gate is not None,
         )
 
     def health(self) -> Health:

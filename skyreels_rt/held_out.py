@@ -13,16 +13,22 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 import torch
 
+from skyreels_rt.calibration import CalibrationClip
 from skyreels_rt.diffusion.blf import plan_group
 from skyreels_rt.engine import Engine
 from skyreels_rt.errors import InvalidArgument, ModelError, OutputError
 from skyreels_rt.evaluation.clips import EvalClip, EvalModel, eye_boxes, mask_box
 from skyreels_rt.evaluation.conditions import Voice
+from skyreels_rt.evaluation.curves import Strip
 from skyreels_rt.evaluation.page import Section, render_page
 from skyreels_rt.evaluation.suite import OnProgress, SuiteSize, check_sections, evaluate
 from skyreels_rt.media.audio_file import open_audio
+from skyreels_rt.media.image import load_image
 from skyreels_rt.options import GenerateOptions, resolve_settings
-from skyreels_rt.report import Report, require_writable
+from skyreels_rt.report import Report, Row, require_writable
+from skyreels_rt.runtime.magcache import MagCache
+from skyreels_rt.runtime.step_cache import StepRun
+from skyreels_rt.runtime.teacache import TeaCache
 from skyreels_rt.training.data.speech import SAMPLE_RATE
 from skyreels_rt.training.data.triplets import FPS, Triplet, TripletSource
 from skyreels_rt.types import Progress
@@ -102,7 +108,14 @@ def clip_of(triplet: Triplet, name: str) -> EvalClip:
     )
 
 
-def engine_model(engine: Engine, size: int, on_frames: Callable[[Progress], None]) -> EvalModel:
+def engine_model(
+    engine: Engine,
+    size: int,
+    on_frames: Callable[[Progress], None],
+    *,
+    teacache: TeaCache | MagCache | None = None,
+    on_steps: Callable[[Sequence[StepRun]], None] = lambda _: None,
+) -> EvalModel:
     """An engine as a model of the evaluation.
 
     Parameters
@@ -113,6 +126,10 @@ def engine_model(engine: Engine, size: int, on_frames: Callable[[Progress], None
         Height and width of what it makes.
     on_frames : callable
         Receives the progress inside one video.
+    teacache : TeaCache or MagCache, optional
+        Step cache of every video.
+    on_steps : callable
+        Receives which steps each video computed.
 
     Raises
     ------
@@ -136,7 +153,10 @@ def engine_model(engine: Engine, size: int, on_frames: Callable[[Progress], None
     ) -> NDArray[np.uint8]:
         given: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
         given |= {"height": size, "width": size, "on_progress": on_frames}
-        return engine.generate(audio, sample_rate=sample_rate, seed=seed, **given).frames
+        given["teacache"] = teacache
+        video = engine.generate(audio, sample_rate=sample_rate, seed=seed, **given)
+        on_steps(video.steps)
+        return video.frames
 
     def windows(num_frames: int) -> list[tuple[int, int]]:
         return window_frames(engine, num_frames, {"height": size, "width": size})
@@ -171,6 +191,50 @@ def window_frames(
         ]
 
 
+def given_clips(images: Sequence[str], audios: Sequence[str]) -> list[CalibrationClip]:
+    """Portraits and recordings to calibrate a model on, pair by pair.
+
+    Raises
+    ------
+    InvalidArgument
+        Not as many of the one as of the other.
+    MediaError
+        A file cannot be read.
+    """
+    if len(images) != len(audios):
+        raise InvalidArgument(
+            "audio", expected=f"{len(images)} recordings, one per portrait", got=len(audios)
+        )
+    voices = [read_voice(Path(audio)) for audio in audios]
+    return [
+        CalibrationClip(voice.audio, voice.sample_rate, load_image(image))
+        for image, voice in zip(images, voices, strict=True)
+    ]
+
+
+CALIBRATION_CLIPS = range(1000, 1048)
+"""Clips of the held-out split to calibrate step caches on: not those of the list."""
+
+
+def calibration_clips(size: int, count: int) -> list[CalibrationClip]:
+    """Drawn clips to calibrate a model on.
+
+    Raises
+    ------
+    InvalidArgument
+        ``count`` is not 1 to 48, or ``size`` cannot be drawn.
+    MissingDependency
+        The speech synthesiser of the ``train`` extra is not installed.
+    """
+    if not 1 <= count <= len(CALIBRATION_CLIPS):
+        raise InvalidArgument("clips", expected=f"1 to {len(CALIBRATION_CLIPS)}", got=count)
+    source = HeldOutClips.listed(size).source
+    drawn = (clip_of(source.triplet(n), f"clip {n}") for n in CALIBRATION_CLIPS[:count])
+    return [
+        CalibrationClip(clip.audio, clip.sample_rate, clip.portrait, clip.caption) for clip in drawn
+    ]
+
+
 def read_voice(path: Path) -> Voice:
     """A recording as mono samples; its rows are named by the file.
 
@@ -202,6 +266,8 @@ class EvalRun:
         Recordings.
     json_file : Path or None
         A second place for the report.
+    teacache : TeaCache, MagCache or None
+        Step cache the videos are made with.
     """
 
     command: str
@@ -210,6 +276,7 @@ class EvalRun:
     only: tuple[str, ...] = ()
     voices: tuple[Path, ...] = ()
     json_file: Path | None = None
+    teacache: TeaCache | MagCache | None = None
 
 
 def run_evaluation(
@@ -260,10 +327,11 @@ def run_evaluation(
     size = size.limited(min(size.clips, run.clips))
     if run.json_file is not None:
         require_writable(run.json_file)
+    steps: list[StepRun] = []
     with _both_files(folder) as (json_path, html_path):
         is_fast = engine.components.name.rstrip("/").endswith(FAST_NAME)
         sections = evaluate(
-            engine_model(engine, pixels, on_frames),
+            engine_model(engine, pixels, on_frames, teacache=run.teacache, on_steps=steps.extend),
             clips,
             size=size,
             only=names,
@@ -271,6 +339,8 @@ def run_evaluation(
             sync_target=FAST_SYNC_TARGET if is_fast else SYNC_TARGET,
             on_progress=on_progress,
         )
+        if run.teacache is not None:
+            sections = [*sections, _steps_section(steps)]
         report = _report(engine, run, size, sections)
         report.write(json_path)
         page = render_page(f"Evaluation of {engine.components.name}", _facts(report), sections)
@@ -295,6 +365,21 @@ def _report(engine: Engine, run: EvalRun, size: SuiteSize, sections: Sequence[Se
             "sections": {s.name: s.details for s in sections if s.details},
         },
     )
+
+
+def _steps_section(runs: Sequence[StepRun]) -> Section:
+    """Which steps the videos computed, each pattern once."""
+    patterns = list(dict.fromkeys(run.computed for run in runs))
+    windows = {p: sum(run.windows for run in runs if run.computed == p) for p in patterns}
+    computed = sum(windows[p] * sum(p) for p in patterns)
+    share = computed / max(1, sum(windows[p] * len(p) for p in patterns))
+    strip = Strip(
+        "Denoising steps computed (filled) and skipped",
+        tuple(f"{windows[p]} windows" for p in patterns),
+        tuple(patterns),
+    )
+    row = Row("eval.steps.computed", share, "share of steps")
+    return Section("steps", "Which steps were computed?", (row,), (strip,))
 
 
 def _facts(report: Report) -> dict[str, str]:

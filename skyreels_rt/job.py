@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from skyreels_rt.config import GuidanceForm, Ramp, SolverName
+from skyreels_rt.runtime.magcache import MagCache
+from skyreels_rt.runtime.step_cache import StepMask
+from skyreels_rt.runtime.teacache import TeaCache
 from skyreels_rt.types import PartState
+
+_RULES: dict[str, type[TeaCache | MagCache | StepMask]] = {
+    "TeaCache": TeaCache, "MagCache": MagCache, "StepMask": StepMask,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -26,6 +34,8 @@ class JobSettings:
         BLF windows in latent frames, and how many of them are denoised together.
     ramp : {"linear", "uniform"}
         Weights with which overlapping windows are fused.
+    teacache : TeaCache, MagCache, StepMask or None
+        Which steps reuse the blocks of an earlier one; None computes all.
     """
 
     prompt: str
@@ -44,8 +54,21 @@ class JobSettings:
     overlap: int
     horizon: int
     ramp: Ramp
+    teacache: TeaCache | MagCache | StepMask | None = None
+
+
+def settings_facts(settings: JobSettings) -> dict[str, Any]:
+    """Settings as JSON data, from which :func:`settings_of` makes them again."""
+    cache = settings.teacache
+    rule = None if cache is None else {"rule": type(cache).__name__, **asdict(cache)}
+    return {**asdict(settings), "teacache": rule}
 
 
 def settings_of(state: PartState) -> JobSettings:
     """Options of the session that gave ``state``."""
-    return JobSettings(**state.facts["settings"])
+    facts = dict(state.facts["settings"])
+    rule = facts.pop("teacache", None)
+    if rule is not None:
+        rule = dict(rule)
+        rule = _RULES[rule.pop("rule")](**rule)
+    return JobSettings(**facts, teacache=rule)

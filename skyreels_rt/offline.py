@@ -9,6 +9,7 @@ from skyreels_rt.errors import MediaError
 from skyreels_rt.job import JobSettings
 from skyreels_rt.media.audio_file import AudioSource
 from skyreels_rt.progress import ProgressBar
+from skyreels_rt.runtime.step_cache import StepRun
 from skyreels_rt.session import Session
 from skyreels_rt.types import FrameChunk
 
@@ -29,6 +30,8 @@ class GenerationSummary:
         Of them, by stage.
     settings : JobSettings
         Resolved options.
+    steps : tuple of StepRun
+        Which denoising steps each window computed, and which it skipped.
     """
 
     num_frames: int
@@ -37,6 +40,7 @@ class GenerationSummary:
     seconds: float
     stage_seconds: dict[str, float]
     settings: JobSettings
+    steps: tuple[StepRun, ...] = ()
 
     @property
     def rtf(self) -> float:

@@ -17,7 +17,10 @@ from skyreels_rt.config import GuidanceForm, SolverName
 from skyreels_rt.errors import InvalidArgument
 from skyreels_rt.job import JobSettings
 from skyreels_rt.live.session import LiveSettings, OnFull
+from skyreels_rt.runtime.magcache import MagCache
 from skyreels_rt.runtime.memory import default_horizon, latent_bytes
+from skyreels_rt.runtime.step_cache import StepMask
+from skyreels_rt.runtime.teacache import TeaCache
 from skyreels_rt.types import ProgressCallback
 
 if TYPE_CHECKING:
@@ -60,6 +63,8 @@ class SceneOptions(TypedDict, total=False):
     horizon : int
         BLF windows denoised together; by default as many as a tenth of the weights' bytes, at
         least 48 MiB, can hold (see :func:`skyreels_rt.runtime.memory.default_horizon`).
+    teacache : TeaCache, MagCache or StepMask
+        Which steps skip the transformer's blocks; None computes every step.
     """
 
     image: str | Path | NDArray[Any] | Image.Image | None
@@ -77,6 +82,7 @@ class SceneOptions(TypedDict, total=False):
     height: int | None
     width: int | None
     horizon: int | None
+    teacache: TeaCache | MagCache | StepMask | None
 
 
 class GenerateOptions(SceneOptions, total=False):
@@ -209,6 +215,7 @@ def resolve_settings(
         overlap=model.overlap,
         horizon=1,
         ramp=model.ramp,
+        teacache=options.get("teacache"),
     )
     default_horizon = 1
     if kind is not LiveOptions:
@@ -250,6 +257,11 @@ def _require_kinds(options: Mapping[str, object]) -> None:
         raise InvalidArgument("sample_rate", expected="an integer", got=repr(rate))
     if on_progress is not None and not callable(on_progress):
         raise InvalidArgument("on_progress", expected="a callable", got=repr(on_progress))
+    cache = options.get("teacache")
+    if cache is not None and not isinstance(cache, TeaCache | MagCache | StepMask):
+        raise InvalidArgument(
+            "teacache", expected="a TeaCache, MagCache or StepMask", got=repr(cache)
+        )
     cancel = options.get("cancel")
     if cancel is not None and not isinstance(cancel, threading.Event):
         raise InvalidArgument("cancel", expected="a threading.Event", got=repr(cancel))

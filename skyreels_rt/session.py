@@ -8,7 +8,7 @@ disturb each other. Its state has constant size: only the tail that later groups
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from fractions import Fraction
 from types import TracebackType
 
@@ -22,26 +22,27 @@ from skyreels_rt.audio.resample import SPEECH_RATE
 from skyreels_rt.audio.speech_tail import SpeechTail, checked_pcm
 from skyreels_rt.audio.token_track import TokenTrack
 from skyreels_rt.components import Components
-from skyreels_rt.conditioning.condition_track import (
-    ConditionTrack,
-)
+from skyreels_rt.conditioning.condition_track import ConditionTrack
 from skyreels_rt.conditioning.source_video import SourceTrack
 from skyreels_rt.diffusion.blf import (
     Group,
+    Window,
     full_group_stop,
     num_kept_latents,
     plan_group,
     window_weights,
 )
+from skyreels_rt.diffusion.block_reuse import OnBlocks
 from skyreels_rt.diffusion.denoise import denoise_group
 from skyreels_rt.diffusion.noise import timeline_noise
 from skyreels_rt.diffusion.predictor import LeadingSlot, WindowPredictor
 from skyreels_rt.diffusion.schedule import FlowSchedule
 from skyreels_rt.diffusion.solvers import make_solver
 from skyreels_rt.errors import Cancelled, InvalidArgument, MediaError, NonFinite
-from skyreels_rt.job import JobSettings, settings_of
+from skyreels_rt.job import JobSettings, settings_facts, settings_of
 from skyreels_rt.kernels import frames_to_uint8
 from skyreels_rt.models.vae import VAECache
+from skyreels_rt.runtime.step_cache import StepLog, StepRun
 from skyreels_rt.runtime.timing import StageClock
 from skyreels_rt.runtime.turns import Turns
 from skyreels_rt.types import FrameChunk, PartState, Progress, ProgressCallback
@@ -68,6 +69,9 @@ class Session:
     on_progress : callable, optional
         Called with a :class:`Progress` after every step and every delivered chunk; what it raises
         comes out of :meth:`frames`, which can go on afterwards.
+    observe : callable, optional
+        From a BLF window to what is called after each of its runs of the transformer's blocks; for
+        calibration.
     is_cancelled : callable, optional
         Asked between steps and between decoded latents; True raises :class:`Cancelled`.
     turns : Turns, optional
@@ -76,7 +80,8 @@ class Session:
     Raises
     ------
     InvalidArgument
-        The model needs a portrait and got none, or cannot take a source video.
+        The model needs a portrait and got none, cannot take a source video, or the step cache
+        does not fit the run: a mask of another length, a model without calibration.
     """
 
     def __init__(
@@ -89,6 +94,7 @@ class Session:
         expected_frames: int | None = None,
         on_progress: ProgressCallback | None = None,
         is_cancelled: Callable[[], bool] | None = None,
+        observe: Callable[[Window], OnBlocks] | None = None,
         turns: Turns | None = None,
     ) -> None:
         self.clock = StageClock()
@@ -98,9 +104,12 @@ class Session:
         self._expected_frames = expected_frames
         self._on_progress = on_progress
         self._is_cancelled = is_cancelled
+        self._observe = observe
         self._turns = turns if turns is not None else Turns()
         self._schedule = FlowSchedule(settings.num_steps, settings.shift)
         self._solver = make_solver(settings.solver, self._schedule)
+        self._steps = components.step_plan(settings.teacache, self._schedule.timesteps)
+        self._step_log = StepLog()
         self._timeline = components.timeline
         self._appearance = self._encoded(portrait)
         references_every_frame = components.generation.reference_mode == "all_frames"
@@ -302,7 +311,7 @@ class Session:
         if self._track.has_source:
             raise InvalidArgument("snapshot", expected="a session without source video", got="one")
         facts = {
-            "settings": asdict(self.settings),
+            "settings": settings_facts(self.settings),
             "ended": self._ended,
             "planned": self._planned,
             "decoded": self._decoded,
@@ -396,6 +405,11 @@ class Session:
     def num_frames_done(self) -> int:
         """Frames delivered so far."""
         return self._frame_index
+
+    @property
+    def steps(self) -> tuple[StepRun, ...]:
+        """Which steps the windows denoised so far computed, and which they skipped."""
+        return tuple(self._step_log.runs)
 
     @property
     def is_finished(self) -> bool:
@@ -500,6 +514,8 @@ class Session:
                 )
         whole = Fraction(self.speech.num_samples, self.speech.sample_rate or 1)
         self.group_needed_s = min(whole, self._needed_s(group.emitted))
+        for window in group.windows:
+            self._step_log.add(window.start, window.stop, predictor.computed_steps(window))
         self._keep(group, latents)
 
     def _predictor(self, group: Group, channels: Tensor) -> WindowPredictor:
@@ -516,6 +532,8 @@ class Session:
             tokens=tokens,
             silent_tokens=silent,
             slot=self._leading_slot(group),
+            steps=self._steps if self._steps.skips else None,
+            observe=self._observe,
         )
 
     def _leading_slot(self, group: Group) -> LeadingSlot | None:

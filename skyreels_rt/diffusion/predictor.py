@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from skyreels_rt.diffusion.blf import Group, Window
+from skyreels_rt.diffusion.block_reuse import BlockReuse, OnBlocks
 from skyreels_rt.diffusion.guidance import GuidancePass
 from skyreels_rt.models.attention import KeysValues
 from skyreels_rt.models.audio_adapter import AudioContext
 from skyreels_rt.models.transformer import ContextCache, SkyReelsTransformer
+from skyreels_rt.runtime.step_cache import StepPlan
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,11 @@ class WindowPredictor:
         Tokens of "no audio", for the passes without it.
     slot : LeadingSlot, optional
         The leading slot, if the model uses one.
+    steps : StepPlan, optional
+        Steps that run the blocks; all by default. What the others reuse is kept per window and
+        guidance pass, in this object, so for one group.
+    observe : callable, optional
+        From a window to what is called after each of its runs of the blocks, for measurements.
     """
 
     def __init__(
@@ -91,6 +98,8 @@ class WindowPredictor:
         tokens: Tensor | None,
         silent_tokens: Tensor | None,
         slot: LeadingSlot | None = None,
+        steps: StepPlan | None = None,
+        observe: Callable[[Window], OnBlocks] | None = None,
     ) -> None:
         self._transformer = transformer
         self._group = group
@@ -99,24 +108,39 @@ class WindowPredictor:
         self._channels = channels
         self._tokens = {True: tokens, False: silent_tokens}
         self._slot = slot
+        self._steps = steps
+        self._observe = observe
+        self._reuse: dict[Window, BlockReuse] = {}
         self._audio: dict[tuple[Window, bool], tuple[AudioContext, ...]] = {}
         self._rope: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __call__(self, window: Window, latents: Tensor, step: int, timestep: float) -> Tensor:
         """Velocities (P, C, len, h, w) of ``latents`` (C, len, h, w), one per guidance pass."""
-        del step
         model = self._transformer
-        inputs = self._inputs(window, latents, timestep / 1000)
-        frames, height, width = inputs.shape[1:]
+        inputs = self._inputs(window, latents, timestep / 1000).unsqueeze(0)
+        frames, height, width = inputs.shape[2:]
         if frames not in self._rope:
             self._rope[frames] = model.rope(frames, height, width)
         time = torch.tensor([timestep], dtype=torch.float64)
+        if window not in self._reuse:
+            on_blocks = self._observe(window) if self._observe is not None else None
+            self._reuse[window] = BlockReuse(model, self._steps, len(self._passes), on_blocks)
+        reuse = self._reuse[window]
+        reuse.begin(step, inputs, time)
         velocities = []
-        for guidance_pass in self._passes:
+        for index, guidance_pass in enumerate(self._passes):
             context = self._context(window, guidance_pass)
-            velocity = model(inputs.unsqueeze(0), time, context, self._rope[frames])
+            velocity = model(
+                inputs, time, context, self._rope[frames],
+                reuse=reuse.reused(index), keep=reuse.kept(index, inputs),
+            )  # fmt: skip
+            reuse.report(index, inputs, time)
             velocities.append(velocity[:, :, 1:] if self._slot is not None else velocity)
         return torch.cat(velocities)
+
+    def computed_steps(self, window: Window) -> tuple[bool, ...]:
+        """For every step a window took so far, whether it ran the blocks."""
+        return tuple(self._reuse[window].computed) if window in self._reuse else ()
 
     def _inputs(self, window: Window, latents: Tensor, sigma: float) -> Tensor:
         """Noisy latents and condition channels of a window, slot in front if there is one."""

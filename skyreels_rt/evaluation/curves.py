@@ -1,4 +1,4 @@
-"""Curves and bars as inline SVG: no library, no script, no file beside the page."""
+"""Curves, bars and strips as inline SVG: no library, no script, no file beside the page."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from html import escape
 
 _WIDTH, _HEIGHT = 640, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 16, 14, 46
+_STRIP_LEFT, _STRIP_ROW = 140, 20
 _COLOURS = ("#1f6feb", "#d1661b", "#2d8a4e", "#8a4fbf", "#6b7280", "#b3261e")
 
 
@@ -72,6 +73,25 @@ class Bars:
     y_label: str
     labels: tuple[str, ...]
     values: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Rows of cells, filled or not: which steps were computed.
+
+    Attributes
+    ----------
+    title : str
+        Words on it.
+    labels : tuple of str
+        Beside the rows.
+    rows : tuple of tuple of bool
+        The cells of each.
+    """
+
+    title: str
+    labels: tuple[str, ...]
+    rows: tuple[tuple[bool, ...], ...]
 
 
 def curve_svg(curve: Curve) -> str:
@@ -144,9 +164,32 @@ def bars_svg(bars: Bars) -> str:
     return _svg(bars.title, parts)
 
 
-def _svg(title: str, parts: list[str]) -> str:
+def strip_svg(strip: Strip) -> str:
+    """Draw a :class:`Strip`.
+
+    Returns
+    -------
+    str
+        An ``<svg>`` element that needs nothing outside itself.
+    """
+    cell = min(16.0, (_WIDTH - _STRIP_LEFT - _RIGHT) / max(map(len, strip.rows), default=1))
+    parts: list[str] = []
+    for index, (label, flags) in enumerate(zip(strip.labels, strip.rows, strict=True)):
+        top = _TOP + index * _STRIP_ROW
+        parts.append(
+            f'<text x="{_STRIP_LEFT - 8}" y="{top + 12}" text-anchor="end">{escape(label)}</text>'
+        )
+        parts += [
+            f'<rect x="{_STRIP_LEFT + place * cell:.1f}" y="{top}" width="{cell - 1:.1f}" '
+            f'height="{_STRIP_ROW - 4}" fill="{_COLOURS[0] if flag else "#e3e7ed"}"/>'
+            for place, flag in enumerate(flags)
+        ]
+    return _svg(strip.title, parts, height=2 * _TOP + _STRIP_ROW * len(strip.rows))
+
+
+def _svg(title: str, parts: list[str], height: int = _HEIGHT) -> str:
     return (
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(title)}" '
+        f'<svg viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="{escape(title)}" '
         'font-family="sans-serif" font-size="12">' + "".join(parts) + "</svg>"
     )
 

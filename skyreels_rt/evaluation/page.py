@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from skyreels_rt.evaluation.curves import Bars, Curve, bars_svg, curve_svg
+from skyreels_rt.evaluation.curves import Bars, Curve, Strip, bars_svg, curve_svg, strip_svg
 from skyreels_rt.report import Row
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Picture:
     pixels: NDArray[np.uint8]
 
 
-Figure = Curve | Bars | Picture
+Figure = Curve | Bars | Strip | Picture
 
 
 @dataclass(frozen=True)
@@ -150,6 +150,8 @@ def _figure(figure: Figure) -> str:
         drawn = curve_svg(figure)
     elif isinstance(figure, Bars):
         drawn = bars_svg(figure)
+    elif isinstance(figure, Strip):
+        drawn = strip_svg(figure)
     else:
         drawn = f'<img alt="{escape(figure.title)}" src="{_data_uri(figure.pixels)}">'
     return f"<figure>{drawn}<figcaption>{escape(figure.title)}</figcaption></figure>"

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from skyreels_rt.errors import InvalidArgument
 from skyreels_rt.media.video_writer import SYNTHETIC_MARK, VideoWriter
+from skyreels_rt.runtime.step_cache import StepRun
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +28,9 @@ class Video:
         Hz of ``audio``; None exactly if ``audio`` is.
     fps : int
         Frames per second.
+    steps : tuple of StepRun
+        Which denoising steps each window computed, and which it skipped; empty for a video that was
+        not generated.
 
     Raises
     ------
@@ -38,6 +42,7 @@ class Video:
     audio: NDArray[np.float32] | None
     sample_rate: int | None
     fps: int
+    steps: tuple[StepRun, ...] = ()
 
     def __post_init__(self) -> None:
         frames, audio = self.frames, self.audio

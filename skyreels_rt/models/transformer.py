@@ -8,6 +8,7 @@ D width.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass
 from typing import Self
@@ -18,7 +19,13 @@ from torch import Tensor, nn
 
 from skyreels_rt.config import TransformerConfig
 from skyreels_rt.errors import InvalidArgument
-from skyreels_rt.kernels import KernelPlan, gate_residual_norm_modulate, norm_modulate
+from skyreels_rt.kernels import (
+    KernelPlan,
+    gate_residual_norm_modulate,
+    norm_modulate,
+    residual_apply,
+    residual_store,
+)
 from skyreels_rt.models.attention import CrossAttention, KeysValues, SelfAttention
 from skyreels_rt.models.audio_adapter import AudioContext, AudioCrossAttention, AudioPacker
 from skyreels_rt.models.rope import rope_tables
@@ -368,6 +375,9 @@ class SkyReelsTransformer(nn.Module):
         timestep: Tensor,
         context: ContextCache,
         rope: tuple[Tensor, Tensor] | None = None,
+        *,
+        reuse: Tensor | None = None,
+        keep: Tensor | None = None,
     ) -> Tensor:
         """Velocity of a window.
 
@@ -381,6 +391,11 @@ class SkyReelsTransformer(nn.Module):
             Keys and values of :meth:`text_context`, :meth:`image_context`, :meth:`audio_context`.
         rope : tuple of Tensor, optional
             Tables of :meth:`rope` for this shape, to save making them again.
+        reuse : Tensor, shape (B, L, D), optional
+            Added to the patch embedding in place of running the blocks, which then see neither
+            ``context`` nor ``rope``.
+        keep : Tensor, shape (B, L, D), the model's dtype, optional
+            Overwritten with what the blocks added, for a later ``reuse``.
 
         Returns
         -------
@@ -388,29 +403,78 @@ class SkyReelsTransformer(nn.Module):
             In the model's dtype.
         """
         _, _, frames, height, width = latents_BCFHW.shape
-        if rope is None:
-            rope = self.rope(frames, height, width)
-        inputs = latents_BCFHW
-        if self.config.prediction == "reference_residual":
-            inputs = self._with_residual_estimate(latents_BCFHW, timestep)
-        x_BLD = self._embed_patches(inputs.to(self.dtype))
-        time = sinusoid(timestep.to(self.device), self.config.freq_dim)
-        time_BD = self.time_embedding(time.to(next(self.time_embedding.parameters()).dtype))
-        modulations = self.modulation(self.time_projection(time_BD))
-        norms = [Affine.of_rows(rows, 0) for rows in modulations]
-        norms.append(self.head.norm(time_BD))
-        normed = norm_modulate(
-            x_BLD, norms[0].weight, norms[0].bias,
-            eps=self.config.eps, impl=self.plan.norm_modulate,
-        )  # fmt: skip
-        for index, block in enumerate(self.blocks):
-            x_BLD, normed = block(
-                x_BLD, normed, modulations[index], norms[index + 1], rope, context, index
-            )
+        x_BLD = self._embed_inputs(latents_BCFHW, timestep)
+        time_BD = self._embed_time(timestep)
+        if reuse is not None:
+            x_BLD = residual_apply(x_BLD, reuse, impl=self.plan.residual_apply)
+            normed = self._norm(x_BLD, self.head.norm(time_BD))
+        else:
+            rope = self.rope(frames, height, width) if rope is None else rope
+            if keep is not None:
+                keep.copy_(x_BLD)  # the blocks overwrite their input
+            x_BLD, normed = self._run_blocks(x_BLD, time_BD, context, rope)
+            if keep is not None:
+                residual_store(keep, x_BLD, keep, impl=self.plan.residual_store)
         output = self._join_patches(self.head(normed), frames, height, width)
         if self.config.prediction == "velocity":
             return output
         return self._velocity_from_residual(output, latents_BCFHW, timestep)
+
+    def time_signal(self, timestep: Tensor, *, projected: bool = False) -> Tensor:
+        """Time embedding (B, D) of timesteps (B,), or its projection (B, 6 D), as a step has it."""
+        time: Tensor = self._embed_time(timestep)
+        return self.time_projection(time) if projected else time
+
+    def time_digest(self) -> str:
+        """Digest of the time path's weights: equal for equal weights, stored in any one type."""
+        digest = hashlib.sha256()
+        for module in (self.time_embedding, self.time_projection):
+            for _, value in sorted(module.state_dict().items()):
+                digest.update(value.float().cpu().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def modulated_input(self, latents_BCFHW: Tensor, timestep: Tensor) -> Tensor:
+        """What enters the first block's attention, (B, L, D); arguments as in :meth:`forward`."""
+        first = self.modulation(self.time_projection(self._embed_time(timestep)))[0]
+        return self._norm(self._embed_inputs(latents_BCFHW, timestep), Affine.of_rows(first, 0))
+
+    def num_tokens(self, frames: int, height: int, width: int) -> int:
+        """Tokens L of a window of ``frames x height x width`` latents."""
+        return frames * height * width // math.prod(self.config.patch_size)
+
+    def _run_blocks(
+        self,
+        x_BLD: Tensor,
+        time_BD: Tensor,
+        context: ContextCache,
+        rope: tuple[Tensor, Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        """Tokens behind all blocks, and the same normalised for the head."""
+        modulations = self.modulation(self.time_projection(time_BD))
+        norms = [Affine.of_rows(rows, 0) for rows in modulations]
+        norms.append(self.head.norm(time_BD))
+        normed = self._norm(x_BLD, norms[0])
+        for index, block in enumerate(self.blocks):
+            x_BLD, normed = block(
+                x_BLD, normed, modulations[index], norms[index + 1], rope, context, index
+            )
+        return x_BLD, normed
+
+    def _embed_inputs(self, latents: Tensor, timestep: Tensor) -> Tensor:
+        """Tokens (B, L, D) that enter the blocks."""
+        if self.config.prediction == "reference_residual":
+            latents = self._with_residual_estimate(latents, timestep)
+        return self._embed_patches(latents.to(self.dtype))
+
+    def _embed_time(self, timestep: Tensor) -> Tensor:
+        time = sinusoid(timestep.to(self.device), self.config.freq_dim)
+        out: Tensor = self.time_embedding(time.to(next(self.time_embedding.parameters()).dtype))
+        return out
+
+    def _norm(self, x: Tensor, norm: Affine) -> Tensor:
+        return norm_modulate(
+            x, norm.weight, norm.bias, eps=self.config.eps, impl=self.plan.norm_modulate
+        )
 
     def modulation(self, projected_time: Tensor) -> tuple[Tensor, ...]:
         """Every block's rows (B, 6, D), float32: shift, 1 + scale, gate of attention, then of FFN.

@@ -34,17 +34,22 @@ class MemoryEstimate:
         Caches of the streaming encoder and decoder.
     activations : int
         Largest tensors alive inside a transformer block, for one window.
+    residuals : int
+        What a step cache keeps of the blocks, for all windows and guidance passes of a group. It
+        has no say in the horizon: switching a cache on must not change the windows.
     """
 
     weights: int
     timeline: int
     vae_cache: int
     activations: int
+    residuals: int = 0
 
     @property
     def total(self) -> int:
         """Sum of all owners."""
-        return self.weights + self.timeline + self.vae_cache + self.activations
+        parts = (self.weights, self.timeline, self.vae_cache, self.activations, self.residuals)
+        return sum(parts)
 
 
 def latent_bytes(
@@ -126,6 +131,33 @@ def default_horizon(bytes_per_latent: int, weights: int, *, window: int, overlap
     """
     budget = max(MIN_TIMELINE_BUDGET, int(weights * WEIGHTS_SHARE))
     return max(1, (budget // bytes_per_latent - window) // (window - overlap) + 1)
+
+
+def residual_bytes(
+    config: TransformerConfig,
+    *,
+    num_tokens: int,
+    num_windows: int,
+    num_passes: int,
+    itemsize: int,
+    has_gate: bool,
+) -> int:
+    """Bytes a step cache keeps for a group: one residual per window and guidance pass.
+
+    Parameters
+    ----------
+    config : TransformerConfig
+        Sizes.
+    num_tokens : int
+        Video tokens of a window.
+    num_windows, num_passes : int
+        Windows of a group, guidance passes of a step.
+    itemsize : int
+        Bytes of the transformer's dtype.
+    has_gate : bool
+        Steps are decided while they run: every window keeps its last signal, too.
+    """
+    return num_windows * (num_passes + has_gate) * num_tokens * config.dim * itemsize
 
 
 def activation_bytes(config: TransformerConfig, *, num_tokens: int, itemsize: int) -> int:

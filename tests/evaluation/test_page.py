@@ -11,7 +11,7 @@ from PIL import Image
 
 from skyreels_rt.errors import InvalidArgument
 from skyreels_rt.evaluation.contact_sheet import contact_sheet
-from skyreels_rt.evaluation.curves import Bars, Curve, Series, bars_svg, curve_svg
+from skyreels_rt.evaluation.curves import Bars, Curve, Series, Strip, bars_svg, curve_svg, strip_svg
 from skyreels_rt.evaluation.page import Picture, Section, render_page
 from skyreels_rt.report import Row
 
@@ -115,6 +115,15 @@ def test_degenerate_plots_are_drawn(values):
     assert "nan" not in svg and "inf" not in svg
     bars = bars_svg(Bars("t", "x", "y", tuple("ab"[: len(values)]), tuple(map(abs, values))))
     assert bars.count("<rect") == len(values)
+
+
+def test_a_strip_fills_what_was_computed():
+    drawn = strip_svg(Strip("t", ("<a>", "b"), ((True, False, True), (False, False))))
+    fills = re.findall(r'<rect[^>]* fill="([^"]*)"', drawn)
+    assert len(fills) == 5
+    assert fills[0] == fills[2] != fills[1] == fills[3] == fills[4]
+    assert "&lt;a&gt;" in drawn
+    assert strip_svg(Strip("t", (), ())).startswith("<svg")
 
 
 def test_bars_are_as_high_as_their_values():

@@ -12,8 +12,8 @@ from skyreels_rt.options import GenerateOptions, LiveOptions
 NAMES = [
     "AsyncSession", "Engine", "FrameChunk", "GenerateOptions", "GenerationSummary", "Health",
     "Interruption",
-    "LiveOptions", "LiveSession", "MemoryEstimate", "Progress", "SkyReelsError", "Video",
-    "__version__",
+    "LiveOptions", "LiveSession", "MagCache", "MemoryEstimate", "Progress", "SkyReelsError",
+    "StepMask", "TeaCache", "Video", "__version__",
 ]  # fmt: skip
 
 AUDIO = "(self, audio: 'str | Path | NDArray[Any]', **options: 'Unpack[GenerateOptions]')"
@@ -45,7 +45,7 @@ ENGINE = {
 OPTIONS = {
     "audio_guidance_scale", "cancel", "edit_mask", "guidance_form", "height", "horizon", "image",
     "negative_prompt", "num_steps", "on_progress", "prompt", "sample_rate", "seed", "shift",
-    "solver", "text_guidance_scale", "video", "width",
+    "solver", "teacache", "text_guidance_scale", "video", "width",
 }  # fmt: skip
 
 GENERATE_FLAGS = {
@@ -53,7 +53,7 @@ GENERATE_FLAGS = {
     "--negative-prompt", "--steps",
     "--guidance-form", "--text-guidance-scale", "--audio-guidance-scale", "--solver",
     "--shift", "--height", "--width", "--horizon", "--seed", "--device", "--dtype", "--kernels",
-    "--json",
+    "--json", "--teacache", "--magcache",
 }  # fmt: skip
 
 LIVE_OPTIONS = (OPTIONS - {"cancel", "on_progress", "sample_rate"}) | {
@@ -78,7 +78,10 @@ def test_public_names():
 
 EVAL_FLAGS = {
     "--output", "--clips", "--quick", "--only", "--voice", "--device", "--dtype", "--kernels",
-    "--json",
+    "--json", "--teacache", "--magcache",
+}  # fmt: skip
+CALIBRATE_FLAGS = {
+    "--clips", "--image", "--audio", "--steps", "--output", "--device", "--dtype", "--kernels",
 }  # fmt: skip
 TRAIN_FLAGS = {"--recipe", "--stage", "--until", "--without"}
 
@@ -100,10 +103,11 @@ def test_command_line():
     import typer
 
     command = typer.main.get_command(cli.app)
-    assert set(command.commands) == {"generate", "doctor", "bench", "eval", "train"}
-    assert set(command.commands["bench"].commands) == {"kernels", "step"}
+    assert set(command.commands) == {"generate", "doctor", "bench", "eval", "calibrate", "train"}
+    assert set(command.commands["bench"].commands) == {"kernels", "step", "teacache"}
     for name, expected in (
         ("generate", GENERATE_FLAGS), ("eval", EVAL_FLAGS), ("train", TRAIN_FLAGS),
+        ("calibrate", CALIBRATE_FLAGS),
     ):  # fmt: skip
         flags = {o for p in command.commands[name].params for o in p.opts if o.startswith("--")}
         assert flags - {"--help"} == expected
@@ -126,10 +130,11 @@ MEMBERS = {
     "FrameChunk": ["audio", "frames", "index", "pts", "sample_rate"],
     "GenerationSummary": [
         "fps", "num_frames", "rtf", "seconds", "seed", "settings", "stage_seconds",
+        "steps",
     ],
-    "MemoryEstimate": ["activations", "timeline", "total", "vae_cache", "weights"],
+    "MemoryEstimate": ["activations", "residuals", "timeline", "total", "vae_cache", "weights"],
     "Progress": ["done", "frames", "stage", "total"],
-    "Video": ["audio", "duration", "fps", "frames", "num_frames", "sample_rate", "save"],
+    "Video": ["audio", "duration", "fps", "frames", "num_frames", "sample_rate", "save", "steps"],
 }  # fmt: skip
 
 

@@ -19,7 +19,7 @@ RANKS = [
     {"__main__"},
     {"cli"},
     {"held_out"},
-    {"bench", "doctor", "training", "evaluation"},
+    {"bench", "doctor", "training", "evaluation", "calibration"},
     {"engine", "export", "report"},
     {"options", "offline"},
     {"live", "progress"},
@@ -37,6 +37,7 @@ RANKS = [
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}
 SIDEWAYS = {
     ("bench", "report"), ("doctor", "report"), ("config", "errors"), ("env", "errors"),
+    ("bench", "evaluation"),  # what a step cache costs is measured as `eval` measures
     ("engine", "testing"),  # "tiny-random" is a model like any other, loaded lazily
     ("testing", "kernels"),
 }  # fmt: skip
