@@ -24,10 +24,11 @@ from skyreels_rt.diffusion.blf import full_group_stop
 from skyreels_rt.errors import InvalidArgument, MediaError, ModelError
 from skyreels_rt.kernels import KernelPlan
 from skyreels_rt.media.audio_file import AudioSource, open_audio
+from skyreels_rt.media.encoder import AAC_SAMPLE_RATES
 from skyreels_rt.media.image import load_image
 from skyreels_rt.media.video import Video
 from skyreels_rt.media.video_file import open_video
-from skyreels_rt.media.video_writer import AAC_SAMPLE_RATES, VideoWriter
+from skyreels_rt.media.video_writer import VideoWriter
 from skyreels_rt.options import (
     GenerateOptions,
     bytes_per_latent,
