@@ -1,4 +1,4 @@
-"""PCM from a byte stream or an audio file, in blocks, at the pace of speech or as fast as can be."""
+"""PCM from a byte stream or an audio file, in blocks, at the pace of speech or as it comes."""
 
 from __future__ import annotations
 
@@ -72,7 +72,8 @@ class PCMFormat:
             )
         samples = np.frombuffer(data, _DTYPES[self.sample_format]).reshape(-1, self.channels)
         scale = 32768 if self.sample_format == "s16le" else 1
-        return np.divide(samples, np.float32(scale), dtype=np.float32)
+        floats: NDArray[np.float32] = np.divide(samples, np.float32(scale), dtype=np.float32)
+        return floats
 
 
 def read_pcm(stream: BinaryIO, layout: PCMFormat) -> Iterator[NDArray[np.float32]]:

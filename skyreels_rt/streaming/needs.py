@@ -33,7 +33,7 @@ class AudioNeeds:
     """The groups of a session and what each waits for, in order and without end.
 
     Groups at the end of the speech wait for less, and groups after an interruption differ; see
-    :class:`skyreels_rt.live.statistics.LiveStatistics` for how those are counted.
+    :class:`skyreels_rt.streaming.statistics.LiveStatistics` for how those are counted.
 
     Parameters
     ----------

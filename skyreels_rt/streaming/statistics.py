@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from skyreels_rt.live.needs import AudioNeeds
+from skyreels_rt.streaming.needs import AudioNeeds
 from skyreels_rt.types import FrameChunk
 
 MAX_LATENCIES: Final = 10_000
