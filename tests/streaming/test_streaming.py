@@ -9,11 +9,11 @@ import pytest
 
 import skyreels_rt as rt
 from skyreels_rt.errors import InvalidArgument, MediaError
+from skyreels_rt.options import resolve_settings
+from skyreels_rt.session import Session
 from skyreels_rt.streaming.needs import AudioNeeds
 from skyreels_rt.streaming.pcm import PCMFormat, in_blocks, paced, read_pcm
 from skyreels_rt.streaming.statistics import LiveStatistics, percentile
-from skyreels_rt.options import resolve_settings
-from skyreels_rt.session import Session
 from skyreels_rt.types import FrameChunk
 
 
