@@ -16,18 +16,24 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from skyreels_rt.engine import Engine, GenerationSummary
     from skyreels_rt.errors import SkyReelsError
+    from skyreels_rt.live.asynchronous import AsyncSession
+    from skyreels_rt.live.session import Interruption, LiveSession
     from skyreels_rt.media.video import Video
-    from skyreels_rt.options import GenerateOptions
+    from skyreels_rt.options import GenerateOptions, LiveOptions
     from skyreels_rt.runtime.memory import MemoryEstimate
     from skyreels_rt.types import FrameChunk, Progress
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AsyncSession",
     "Engine",
     "FrameChunk",
     "GenerateOptions",
     "GenerationSummary",
+    "Interruption",
+    "LiveOptions",
+    "LiveSession",
     "MemoryEstimate",
     "Progress",
     "SkyReelsError",
@@ -36,10 +42,14 @@ __all__ = [
 ]
 
 _HOMES = {
+    "AsyncSession": "skyreels_rt.live.asynchronous",
     "Engine": "skyreels_rt.engine",
     "FrameChunk": "skyreels_rt.types",
     "GenerateOptions": "skyreels_rt.options",
     "GenerationSummary": "skyreels_rt.engine",
+    "Interruption": "skyreels_rt.live.session",
+    "LiveOptions": "skyreels_rt.options",
+    "LiveSession": "skyreels_rt.live.session",
     "MemoryEstimate": "skyreels_rt.runtime.memory",
     "Progress": "skyreels_rt.types",
     "SkyReelsError": "skyreels_rt.errors",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Unpack
@@ -22,22 +22,29 @@ from skyreels_rt.conditioning.portrait import prepare_portrait
 from skyreels_rt.conditioning.source_video import SourceTrack
 from skyreels_rt.diffusion.blf import full_group_stop
 from skyreels_rt.errors import InvalidArgument, MediaError, ModelError
+from skyreels_rt.job import JobSettings
 from skyreels_rt.kernels import KernelPlan
+from skyreels_rt.live.session import LiveSession, LiveSettings
+from skyreels_rt.live.snapshot import pack_snapshot, unpack_snapshot
 from skyreels_rt.media.audio_file import AudioSource, open_audio
 from skyreels_rt.media.encoder import AAC_SAMPLE_RATES
-from skyreels_rt.media.image import load_image
+from skyreels_rt.media.image import ImageInput, load_image
 from skyreels_rt.media.video import Video
 from skyreels_rt.media.video_file import open_video
 from skyreels_rt.media.video_writer import VideoWriter
 from skyreels_rt.options import (
     GenerateOptions,
+    LiveOptions,
+    SceneOptions,
     bytes_per_latent,
+    resolve_live,
     resolve_settings,
 )
 from skyreels_rt.progress import ProgressBar
 from skyreels_rt.runtime.device import resolve_device, resolve_dtype
 from skyreels_rt.runtime.memory import MemoryEstimate, activation_bytes
-from skyreels_rt.session import JobSettings, Session
+from skyreels_rt.runtime.turns import Gate, Turns
+from skyreels_rt.session import Session, settings_of
 from skyreels_rt.types import FrameChunk
 
 TINY_NAME = "tiny-random"
@@ -91,10 +98,16 @@ class Engine:
     ----------
     components : Components
         The model's frozen parts; see :meth:`from_pretrained`.
+    max_sessions : int
+        Live sessions that may be open at once.
     """
 
-    def __init__(self, components: Components) -> None:
+    def __init__(self, components: Components, *, max_sessions: int = 64) -> None:
+        if isinstance(max_sessions, bool) or max_sessions < 1:
+            raise InvalidArgument("max_sessions", expected="an integer >= 1", got=max_sessions)
         self._components = components
+        self._turns = Turns()
+        self._gate = Gate(max_sessions)
 
     @classmethod
     def from_pretrained(
@@ -104,6 +117,7 @@ class Engine:
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
         kernels: Literal["auto", "reference"] | Mapping[str, str] = "auto",
+        max_sessions: int = 64,
     ) -> Engine:
         """Load a model.
 
@@ -119,6 +133,8 @@ class Engine:
             on a CPU with AMX.
         kernels : str or dict
             ``"auto"``, ``"reference"``, or an implementation for some operators by name.
+        max_sessions : int
+            Live sessions that may be open at once.
 
         Raises
         ------
@@ -137,7 +153,8 @@ class Engine:
             plan = KernelPlan.choose(where, kind, kernels)
             from skyreels_rt.testing.tiny import tiny_components
 
-            return cls(tiny_components(device=where, dtype=kind, plan=plan))
+            parts = tiny_components(device=where, dtype=kind, plan=plan)
+            return cls(parts, max_sessions=max_sessions)
         embedded = isinstance(model, str) and model in embedded_models()
         folder = _ASSETS / model if embedded else Path(model)
         if folder.is_file():
@@ -157,7 +174,9 @@ class Engine:
         kind = resolve_dtype(dtype, where, stored=stored_transformer_dtype(folder))
         plan = KernelPlan.choose(where, kind, kernels)
         parts = load_components(folder, device=where, dtype=kind, plan=plan)
-        return cls(replace(parts, name=model) if isinstance(model, str) and embedded else parts)
+        if isinstance(model, str) and embedded:
+            parts = replace(parts, name=model)
+        return cls(parts, max_sessions=max_sessions)
 
     # ------------------------------------------------------------------------------------- jobs
 
@@ -248,6 +267,96 @@ class Engine:
                 settings=settings,
             )
 
+    # ------------------------------------------------------------------------------------- live
+
+    def open_session(self, **options: Unpack[LiveOptions]) -> LiveSession:
+        """Open a live session: speech is pushed while frames are taken.
+
+        With the same horizon it gives the bytes of :meth:`generate`. Sessions share the engine's
+        cores or device in turns, one denoising step or decoded latent at a time.
+
+        Parameters
+        ----------
+        **options
+            See :class:`LiveOptions`. Give ``image``, ``video``, both, or only a ``prompt``.
+
+        Returns
+        -------
+        LiveSession
+            A context manager, for ``with`` and for ``async with``.
+
+        Raises
+        ------
+        AdmissionRefused
+            ``max_sessions`` are open.
+        SkyReelsError
+            A typed error for every unusable input.
+        """
+        settings = resolve_settings(self._components, options, LiveOptions)
+        portrait, source = self._visual_inputs(settings, options)
+
+        def open_core(is_cancelled: Callable[[], bool]) -> Session:
+            return Session(
+                self._components,
+                settings,
+                portrait=portrait,
+                source=source,
+                is_cancelled=is_cancelled,
+                turns=self._turns,
+            )
+
+        return self._live(open_core, settings, resolve_live(options))
+
+    def restore_session(
+        self, snapshot: bytes | str | Path, **options: Unpack[LiveOptions]
+    ) -> LiveSession:
+        """Open a session that goes on where :meth:`LiveSession.snapshot` was taken, bit for bit.
+
+        Parameters
+        ----------
+        snapshot : bytes or path
+            The snapshot, or a file that holds it.
+        **options
+            ``max_ahead_s``, ``on_full`` and ``idle``; everything else comes from the snapshot.
+
+        Raises
+        ------
+        AdmissionRefused
+            ``max_sessions`` are open.
+        InvalidArgument
+            No snapshot of this model, or another option.
+        """
+        foreign = sorted(set(options) - {"max_ahead_s", "on_full", "idle"})
+        if foreign:
+            raise InvalidArgument(
+                foreign[0], expected="an option of the audio's queue", got="one of the snapshot's"
+            )
+        state = unpack_snapshot(self._components, snapshot)
+
+        def open_core(is_cancelled: Callable[[], bool]) -> Session:
+            return Session.restored(
+                self._components, state, is_cancelled=is_cancelled, turns=self._turns
+            )
+
+        return self._live(open_core, settings_of(state), resolve_live(options))
+
+    def warmup(self) -> float:
+        """Make a few frames of silence, so that the first session finds everything ready.
+
+        Returns
+        -------
+        float
+            Seconds it took.
+        """
+        start = time.perf_counter()
+        generation = self._components.generation
+        grey = np.full((generation.height, generation.width, 3), 127, np.uint8)
+        settings = resolve_settings(self._components, {}, LiveOptions)
+        with Session(self._components, settings, portrait=grey, turns=self._turns) as session:
+            session.push_audio(np.zeros(math.ceil(session.latency_s * 16_000), np.float32), 16_000)
+            session.next_chunk()
+        return time.perf_counter() - start
+
     # ------------------------------------------------------------------------------------- facts
 
     def describe(self) -> str:
@@ -325,41 +434,67 @@ class Engine:
             expected_frames=-(-num_samples * settings.fps // rate) if num_samples else None,
             on_progress=on_progress,
             is_cancelled=cancel.is_set if cancel is not None else None,
+            turns=self._turns,
         )
         return _Job(source_audio, session, settings, bar)
 
-    def _visual_inputs(
-        self, settings: JobSettings, options: GenerateOptions
-    ) -> tuple[NDArray[np.uint8] | None, SourceTrack | None]:
-        """Portrait in the output's shape, and the source track; each None if not given."""
-        image, video = options.get("image"), options.get("video")
-        mask, config = options.get("edit_mask"), self._components.transformer.config
-        if mask is not None and video is None:
-            raise InvalidArgument("edit_mask", expected="a video to edit", got="no video")
-        if image is None and video is None and not settings.prompt:
-            raise InvalidArgument(
-                "image", expected="an image, a video or a prompt", got="none of them"
+    def _live(
+        self,
+        open_core: Callable[[Callable[[], bool]], Session],
+        settings: JobSettings,
+        live: LiveSettings,
+    ) -> LiveSession:
+        """Open a live session if one more may be."""
+        release = self._gate.enter()
+        try:
+            return LiveSession(
+                open_core,
+                live,
+                pack=lambda state: pack_snapshot(self._components, state),
+                load_portrait=lambda image: self._portrait(settings, image, _finder()),
+                on_close=release,
             )
+        except BaseException:
+            release()
+            raise
+
+    def _portrait(
+        self, settings: JobSettings, image: ImageInput, finder: FaceFinder | None
+    ) -> NDArray[np.uint8]:
+        """Portrait in the output's shape."""
+        config = self._components.transformer.config
         sees_reference = (
             config.condition_channels > 0 and self._components.generation.reference_mode != "none"
         )
-        if image is not None and not sees_reference and config.image_dim is None:
+        if not sees_reference and config.image_dim is None:
             raise InvalidArgument(
                 "image",
                 expected="a model that takes a portrait",
                 got="a model without reference and image branch",
                 hint="Leave the image out, or load another model.",
             )
+        if finder is None:
+            logger.warning("the portrait is cropped at its centre: %s", face_status())
+        return prepare_portrait(load_image(image), settings.height, settings.width, finder=finder)
+
+    def _visual_inputs(
+        self, settings: JobSettings, options: SceneOptions
+    ) -> tuple[NDArray[np.uint8] | None, SourceTrack | None]:
+        """Portrait in the output's shape, and the source track; each None if not given."""
+        image, video = options.get("image"), options.get("video")
+        mask = options.get("edit_mask")
+        if mask is not None and video is None:
+            raise InvalidArgument("edit_mask", expected="a video to edit", got="no video")
+        if image is None and video is None and not settings.prompt:
+            raise InvalidArgument(
+                "image", expected="an image, a video or a prompt", got="none of them"
+            )
         mask = "mouth" if mask is None else mask
         needs_face = video is not None and isinstance(mask, str) and mask in ("mouth", "face")
-        finder = FaceFinder() if needs_face or (image is not None and face_available()) else None
-        if image is not None and finder is None:
-            logger.warning("the portrait is cropped at its centre: %s", face_status())
+        finder = FaceFinder() if needs_face else (_finder() if image is not None else None)
         portrait = source = None
         if image is not None:
-            portrait = prepare_portrait(
-                load_image(image), settings.height, settings.width, finder=finder
-            )
+            portrait = self._portrait(settings, image, finder)
         if video is not None:
             frame_mask = resolve_edit_mask(mask, settings.height, settings.width, finder)
             rate = settings.fps if isinstance(video, np.ndarray) else None
@@ -371,6 +506,11 @@ class Engine:
                 settings.width,
             )
         return portrait, source
+
+
+def _finder() -> FaceFinder | None:
+    """What finds faces, where it is installed."""
+    return FaceFinder() if face_available() else None
 
 
 @dataclass

@@ -130,6 +130,24 @@ class Cancelled(SkyReelsError):
     code = "cancelled"
 
 
+class SessionStateError(SkyReelsError, RuntimeError):
+    """A call that a session in its state cannot take: closed, or its audio has ended."""
+
+    code = "session_state"
+
+
+class QueueFull(SkyReelsError, RuntimeError):
+    """More audio is waiting than the session may hold; nothing of the push was taken."""
+
+    code = "queue_full"
+
+
+class AdmissionRefused(SkyReelsError, RuntimeError):
+    """The engine runs as many sessions as it may."""
+
+    code = "admission_refused"
+
+
 class OutputError(SkyReelsError, OSError):
     """The output file cannot be written; nothing is left under its final name."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, get_args
@@ -14,8 +15,9 @@ from numpy.typing import NDArray
 from skyreels_rt.components import Components
 from skyreels_rt.config import GuidanceForm, SolverName
 from skyreels_rt.errors import InvalidArgument
+from skyreels_rt.job import JobSettings
+from skyreels_rt.live.session import LiveSettings, OnFull
 from skyreels_rt.runtime.memory import default_horizon, latent_bytes
-from skyreels_rt.session import JobSettings
 from skyreels_rt.types import ProgressCallback
 
 if TYPE_CHECKING:
@@ -27,8 +29,8 @@ MAX_STEPS = 1000
 MAX_SIDE = 4096
 
 
-class GenerateOptions(TypedDict, total=False):
-    """Options of :meth:`Engine.generate`, all optional; None means the model's own default.
+class SceneOptions(TypedDict, total=False):
+    """What to show and how, for every kind of job; None means the model's own default.
 
     Attributes
     ----------
@@ -41,8 +43,6 @@ class GenerateOptions(TypedDict, total=False):
     prompt, negative_prompt : str
         What to show, and what the passes without text get. Without a prompt there is no text
         guidance, and the negative prompt and ``text_guidance_scale`` have no effect.
-    sample_rate : int
-        Samples per second of ``audio`` where it is an array.
     num_steps : int
         Denoising steps, 1 to 1000.
     text_guidance_scale, audio_guidance_scale : float
@@ -60,10 +60,6 @@ class GenerateOptions(TypedDict, total=False):
     horizon : int
         BLF windows denoised together; by default as many as a tenth of the weights' bytes, at
         least 48 MiB, can hold (see :func:`skyreels_rt.runtime.memory.default_horizon`).
-    on_progress : callable
-        Called with a :class:`skyreels_rt.Progress`; replaces the progress bar.
-    cancel : threading.Event
-        Set it to stop between steps with :class:`skyreels_rt.errors.Cancelled`.
     """
 
     image: str | Path | NDArray[Any] | Image.Image | None
@@ -71,7 +67,6 @@ class GenerateOptions(TypedDict, total=False):
     edit_mask: str | Path | NDArray[Any] | None
     prompt: str | None
     negative_prompt: str | None
-    sample_rate: int | None
     num_steps: int | None
     text_guidance_scale: float | None
     audio_guidance_scale: float | None
@@ -82,19 +77,82 @@ class GenerateOptions(TypedDict, total=False):
     height: int | None
     width: int | None
     horizon: int | None
+
+
+class GenerateOptions(SceneOptions, total=False):
+    """Options of :meth:`Engine.generate`, beside those of :class:`SceneOptions`.
+
+    Attributes
+    ----------
+    sample_rate : int
+        Samples per second of ``audio`` where it is an array.
+    on_progress : callable
+        Called with a :class:`skyreels_rt.Progress`; replaces the progress bar.
+    cancel : threading.Event
+        Set it to stop between steps with :class:`skyreels_rt.errors.Cancelled`.
+    """
+
+    sample_rate: int | None
     on_progress: ProgressCallback | None
     cancel: threading.Event | None
 
 
-def resolve_settings(components: Components, options: GenerateOptions) -> JobSettings:
+class LiveOptions(SceneOptions, total=False):
+    """Options of :meth:`Engine.open_session`, beside those of :class:`SceneOptions`.
+
+    Attributes
+    ----------
+    max_ahead_s : float
+        Seconds of pushed audio that may wait for their frames; 10 by default.
+    on_full : {"wait", "raise"}
+        What a push beyond that does; ``"wait"`` by default.
+    idle : bool
+        Whether silence follows when the speech runs dry, so that the portrait keeps moving.
+    """
+
+    max_ahead_s: float | None
+    on_full: OnFull | None
+    idle: bool | None
+
+
+def resolve_live(options: LiveOptions) -> LiveSettings:
+    """How a live session takes audio.
+
+    Raises
+    ------
+    InvalidArgument
+        A value out of its range.
+    """
+    default = LiveSettings()
+    on_full, idle = options.get("on_full"), options.get("idle")
+    if on_full not in (None, *get_args(OnFull)):
+        raise InvalidArgument("on_full", expected=f"one of {get_args(OnFull)}", got=repr(on_full))
+    if idle is not None and not isinstance(idle, bool):
+        raise InvalidArgument("idle", expected="True or False", got=repr(idle))
+    return LiveSettings(
+        max_ahead_s=_checked_float(
+            "max_ahead_s", options.get("max_ahead_s"), default.max_ahead_s, 0.0, 3600.0
+        ),
+        on_full=_or_default(on_full, default.on_full),
+        idle=_or_default(idle, default.idle),
+    )
+
+
+def resolve_settings(
+    components: Components,
+    options: SceneOptions,
+    kind: type[SceneOptions] = GenerateOptions,
+) -> JobSettings:
     """Fill in the model's defaults and check every number.
 
     Parameters
     ----------
     components : Components
         The loaded model.
-    options : GenerateOptions
+    options : SceneOptions
         What the caller gave.
+    kind : type
+        The kind of options it may be; :class:`LiveOptions` have a horizon of 1 by default.
 
     Returns
     -------
@@ -105,11 +163,12 @@ def resolve_settings(components: Components, options: GenerateOptions) -> JobSet
     InvalidArgument
         An unknown option, or a value out of its range.
     """
-    unknown = set(options) - set(GenerateOptions.__annotations__)
+    names = set(kind.__annotations__)
+    unknown = set(options) - names
     if unknown:
         raise InvalidArgument(
             sorted(unknown)[0],
-            expected=f"one of {', '.join(sorted(GenerateOptions.__annotations__))}",
+            expected=f"one of {', '.join(sorted(names))}",
             got="an unknown option",
         )
     _require_kinds(options)
@@ -151,13 +210,11 @@ def resolve_settings(components: Components, options: GenerateOptions) -> JobSet
         horizon=1,
         ramp=model.ramp,
     )
-    horizon = _checked_integer(
-        "horizon",
-        options.get("horizon"),
-        largest_horizon(components, settings, has_source=options.get("video") is not None),
-        1,
-        2**31,
-    )
+    default_horizon = 1
+    if kind is not LiveOptions:
+        has_source = options.get("video") is not None
+        default_horizon = largest_horizon(components, settings, has_source=has_source)
+    horizon = _checked_integer("horizon", options.get("horizon"), default_horizon, 1, 2**31)
     return replace(settings, horizon=horizon)
 
 
@@ -186,7 +243,7 @@ def bytes_per_latent(components: Components, settings: JobSettings, *, has_sourc
     )
 
 
-def _require_kinds(options: GenerateOptions) -> None:
+def _require_kinds(options: Mapping[str, object]) -> None:
     """Raise for options that later code would only trip over."""
     rate, on_progress = options.get("sample_rate"), options.get("on_progress")
     if rate is not None and (isinstance(rate, bool) or not isinstance(rate, int | np.integer)):

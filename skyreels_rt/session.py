@@ -8,7 +8,7 @@ disturb each other. Its state has constant size: only the tail that later groups
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, replace
 from fractions import Fraction
 from types import TracebackType
 
@@ -17,69 +17,37 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from skyreels_rt.appearance import Appearance
+from skyreels_rt.audio.resample import SPEECH_RATE
 from skyreels_rt.audio.speech_tail import SpeechTail
 from skyreels_rt.audio.token_track import TokenTrack
 from skyreels_rt.components import Components
 from skyreels_rt.conditioning.condition_track import (
     ConditionTrack,
-    encode_portrait,
-    leading_slot_channels,
 )
 from skyreels_rt.conditioning.source_video import SourceTrack
-from skyreels_rt.config import GuidanceForm, Ramp, SolverName
-from skyreels_rt.diffusion.blf import Group, full_group_stop, num_kept_latents, plan_group
+from skyreels_rt.diffusion.blf import (
+    Group,
+    full_group_stop,
+    num_kept_latents,
+    plan_group,
+    window_weights,
+)
 from skyreels_rt.diffusion.denoise import denoise_group
-from skyreels_rt.diffusion.guidance import guidance_passes
 from skyreels_rt.diffusion.noise import timeline_noise
-from skyreels_rt.diffusion.predictor import LeadingSlot, PromptContext, WindowPredictor
+from skyreels_rt.diffusion.predictor import LeadingSlot, WindowPredictor
 from skyreels_rt.diffusion.schedule import FlowSchedule
 from skyreels_rt.diffusion.solvers import make_solver
 from skyreels_rt.errors import Cancelled, InvalidArgument, MediaError, NonFinite
+from skyreels_rt.job import JobSettings
 from skyreels_rt.kernels import frames_to_uint8
 from skyreels_rt.models.vae import VAECache
 from skyreels_rt.runtime.timing import StageClock
-from skyreels_rt.types import FrameChunk, Progress, ProgressCallback
+from skyreels_rt.runtime.turns import Turns
+from skyreels_rt.types import FrameChunk, PartState, Progress, ProgressCallback
 
 SLOT_NOISE_INDEX = 2**63 - 1
 """Noise index of the leading slot, far from any frame of the timeline."""
-
-
-@dataclass(frozen=True)
-class JobSettings:
-    """Everything a job can choose, resolved and checked by the engine.
-
-    Attributes
-    ----------
-    prompt, negative_prompt : str
-        Prompt of the passes with and without text; an empty prompt switches text guidance off.
-    seed : int
-        Seed of the timeline's noise.
-    num_steps, shift, solver, text_guidance_scale, audio_guidance_scale, guidance_form
-        As in :class:`skyreels_rt.config.GenerationConfig`.
-    fps, height, width : int
-        Shape of the output.
-    window, overlap, horizon : int
-        BLF windows in latent frames, and how many of them are denoised together.
-    ramp : {"linear", "uniform"}
-        Weights with which overlapping windows are fused.
-    """
-
-    prompt: str
-    negative_prompt: str
-    seed: int
-    num_steps: int
-    shift: float
-    solver: SolverName
-    text_guidance_scale: float
-    audio_guidance_scale: float
-    guidance_form: GuidanceForm
-    fps: int
-    height: int
-    width: int
-    window: int
-    overlap: int
-    horizon: int
-    ramp: Ramp
 
 
 class Session:
@@ -102,6 +70,8 @@ class Session:
         comes out of :meth:`frames`, which can go on afterwards.
     is_cancelled : callable, optional
         Asked between steps and between decoded latents; True raises :class:`Cancelled`.
+    turns : Turns, optional
+        Shared by the sessions of an engine, which compute one at a time.
 
     Raises
     ------
@@ -119,27 +89,20 @@ class Session:
         expected_frames: int | None = None,
         on_progress: ProgressCallback | None = None,
         is_cancelled: Callable[[], bool] | None = None,
+        turns: Turns | None = None,
     ) -> None:
         self.clock = StageClock()
         self._parts = components
-        self._settings = settings
+        self.settings = settings
+        """Resolved options; the prompt may change on the way."""
         self._expected_frames = expected_frames
         self._on_progress = on_progress
         self._is_cancelled = is_cancelled
+        self._turns = turns if turns is not None else Turns()
         self._schedule = FlowSchedule(settings.num_steps, settings.shift)
         self._solver = make_solver(settings.solver, self._schedule)
-        self._passes = guidance_passes(
-            settings.guidance_form,
-            settings.text_guidance_scale,
-            settings.audio_guidance_scale,
-            has_text=bool(settings.prompt),
-            has_audio=components.transformer.config.audio is not None,
-        )
         self._timeline = components.timeline
-        with self.clock.measure("condition"):
-            self._portrait_latents = self._encode_reference(portrait)
-            self._slot_channels = self._encode_slot(portrait) if self._timeline.primed else None
-            self._prompt = self._prompt_context(portrait)
+        self._appearance = self._encoded(portrait)
         references_every_frame = components.generation.reference_mode == "all_frames"
         self._track = ConditionTrack(
             components.transformer.config,
@@ -147,11 +110,12 @@ class Session:
             self._timeline,
             height=settings.height,
             width=settings.width,
-            reference_latents=self._portrait_latents if references_every_frame else None,
+            reference_latents=self._appearance.portrait_latents if references_every_frame else None,
             source=source,
             references_every_frame=references_every_frame,
         )
-        self._speech = SpeechTail(settings.fps)
+        self.speech = SpeechTail(settings.fps)
+        """The speech whose frames were not delivered."""
         self._tokens = self._token_track()
         self._latent_shape = (
             components.transformer.config.out_channels,
@@ -160,9 +124,10 @@ class Session:
         )
         self._ended = self._closed = False
         self._planned = 0  # latents denoised so far: the next group adds to them
+        self._decoded = 0  # latents delivered as frames so far
         channels, rows, columns = self._latent_shape
-        nothing = torch.zeros(channels, 0, rows, columns, device=components.device)
-        self._kept = self._pending = nothing
+        self._kept = torch.zeros(channels, 0, rows, columns, device=components.device)
+        self._first_kept = 0  # latent index of _kept[:, 0]; _kept reaches up to _planned
         self._decoder_cache: VAECache | None = None
         self._frame_index = 0
 
@@ -191,14 +156,14 @@ class Session:
             raise InvalidArgument(
                 "push_audio", expected="audio that was not ended", got="ended audio"
             )
-        block = _checked_pcm(pcm)
+        block = checked_pcm(pcm)
         if self.is_finished:
             return
-        self._speech.require_fit(block, sample_rate)
+        self.speech.require_fit(block, sample_rate)
         if self._tokens is not None:
             with self.clock.measure("audio"):
                 self._tokens.push(block, sample_rate)
-        self._speech.push(block, sample_rate)
+        self.speech.push(block, sample_rate)
 
     def end_audio(self) -> None:
         """Say that no more speech comes; silence follows for as long as the last frames need it.
@@ -215,7 +180,7 @@ class Session:
         self._require_open("end_audio")
         if self._ended:
             return
-        if self._speech.num_samples == 0:
+        if self.speech.num_samples == 0:
             raise MediaError("audio: no samples came before its end.", stage="audio")
         self._ended = True
         if self._tokens is not None:
@@ -238,27 +203,156 @@ class Session:
         NonFinite
             NaN or infinity appeared; no frame that holds it is delivered.
         """
+        while (chunk := self.next_chunk()) is not None:
+            # Reported once delivered: a callback that raises must not swallow the chunk.
+            yield chunk
+            self._report("decode", self._frame_index, self.num_frames or self._expected_frames)
+
+    def next_chunk(self) -> FrameChunk | None:
+        """Frames of the next latent, or None while the audio pushed so far allows none.
+
+        Raises the same as :meth:`frames`.
+        """
         while True:
             self._require_open("frames")
-            if self._pending.shape[1] == 0:
+            if self._decoded == self._planned:
                 group = self._next_group()
                 if group is None:
-                    return
-                self._pending = self._denoise(group)
+                    return None
+                self._denoise(group)
             if self._is_cancelled is not None and self._is_cancelled():
                 raise Cancelled("The job was cancelled.", stage="decode")
-            chunk = self._decode(self._pending[:, :1])
-            self._pending = self._pending[:, 1:]
+            with self._turns.hold(self._is_cancelled):
+                chunk = self._decode()
             if chunk is not None:
-                # Reported once delivered: a callback that raises must not swallow the chunk.
-                yield chunk
-                self._report("decode", self._frame_index, self.num_frames or self._expected_frames)
+                return chunk
+
+    # ------------------------------------------------------------------------- changes on the way
+
+    def set_prompt(self, prompt: str) -> None:
+        """Show something else from the next group on.
+
+        Parameters
+        ----------
+        prompt : str
+            Replaces the prompt; an empty one switches text guidance off.
+
+        Raises
+        ------
+        InvalidArgument
+            The session is closed.
+        """
+        self._require_open("set_prompt")
+        self.settings = replace(self.settings, prompt=prompt.strip())
+        self._appearance = self._encoded(self._appearance.portrait)
+
+    def set_portrait(self, portrait: NDArray[np.uint8]) -> None:
+        """Show someone else from the next group on.
+
+        Parameters
+        ----------
+        portrait : ndarray, shape (H, W, 3), uint8
+            In the output's shape.
+
+        Raises
+        ------
+        InvalidArgument
+            The session is closed.
+        """
+        self._require_open("set_portrait")
+        self._appearance = self._encoded(portrait)
+        if self._parts.generation.reference_mode == "all_frames":
+            self._track.set_reference(self._appearance.portrait_latents)
+
+    def rewind(self) -> None:
+        """Forget all speech and all latents behind the last delivered frame.
+
+        Other speech may follow at once, also after :meth:`end_audio`. What was delivered stays what
+        the next frames continue. A finished session stays finished.
+
+        Raises
+        ------
+        InvalidArgument
+            The session is closed, or edits a source video, which cannot go back.
+        """
+        self._require_open("rewind")
+        if self._track.has_source:
+            raise InvalidArgument("rewind", expected="a session without source video", got="one")
+        if self.is_finished:
+            return
+        self.speech.rewind()
+        if self._tokens is not None:
+            self._tokens.rewind(self._decoded)
+        self._kept = self._kept[:, : self._decoded - self._first_kept].clone()
+        self._planned, self._ended = self._decoded, False
+
+    # ------------------------------------------------------------------------------------ its state
+
+    def state(self) -> PartState:
+        """Everything :meth:`restored` needs, of constant size.
+
+        Raises
+        ------
+        InvalidArgument
+            The session is closed, or edits a source video, which a snapshot cannot hold.
+        """
+        self._require_open("state")
+        if self._track.has_source:
+            raise InvalidArgument("snapshot", expected="a session without source video", got="one")
+        facts = {
+            "settings": asdict(self.settings),
+            "ended": self._ended,
+            "planned": self._planned,
+            "decoded": self._decoded,
+            "first_kept": self._first_kept,
+            "frame_index": self._frame_index,
+        }
+        tensors = {"kept": self._kept.clone()}
+        if self._appearance.portrait is not None:
+            tensors["portrait"] = torch.from_numpy(self._appearance.portrait.copy())
+        for index, cache in enumerate(self._decoder_cache or ()):
+            tensors[f"decoder.{index}"] = cache.clone()
+        tokens = None if self._tokens is None else self._tokens.state()
+        return PartState(facts, tensors).joined(speech=self.speech.state(), tokens=tokens)
+
+    @classmethod
+    def restored(
+        cls,
+        components: Components,
+        state: PartState,
+        *,
+        is_cancelled: Callable[[], bool] | None = None,
+        turns: Turns | None = None,
+    ) -> Session:
+        """Session of the same model that goes on where :meth:`state` was taken, bit for bit."""
+        facts, tensors = state.facts, state.tensors
+        portrait = tensors.get("portrait")
+        session = cls(
+            components,
+            settings_of(state),
+            portrait=None if portrait is None else portrait.cpu().numpy(),
+            is_cancelled=is_cancelled,
+            turns=turns,
+        )
+        session._ended = facts["ended"]
+        session._planned, session._decoded = facts["planned"], facts["decoded"]
+        session._first_kept, session._frame_index = facts["first_kept"], facts["frame_index"]
+        session._kept = tensors["kept"].to(components.device)
+        count = sum(name.startswith("decoder.") for name in tensors)
+        if count:
+            session._decoder_cache = tuple(
+                tensors[f"decoder.{index}"].to(components.device) for index in range(count)
+            )
+        session.speech.restore(state.part("speech"))
+        if session._tokens is not None:
+            session._tokens.restore(state.part("tokens"))
+        return session
 
     def close(self) -> None:
         """Close the source video and free tensors; every later call but this one raises."""
         self._track.close()
         self._closed = True
-        self._kept = self._pending = self._kept[:, :0].clone()
+        self._kept = self._kept[:, :0].clone()
         self._decoder_cache = None
 
     def __enter__(self) -> Session:
@@ -275,10 +369,26 @@ class Session:
     @property
     def num_frames(self) -> int | None:
         """Frames of the whole job; None while neither speech nor source video has ended."""
-        ends = [self._speech.num_frames] if self._ended else []
+        ends = [self.speech.num_frames] if self._ended else []
         if self._track.num_source_frames is not None:
             ends.append(self._track.num_source_frames)
         return min(ends, default=None)
+
+    @property
+    def audio_ended(self) -> bool:
+        """Whether :meth:`end_audio` was called."""
+        return self._ended
+
+    @property
+    def latency_s(self) -> Fraction:
+        """Seconds of speech that the first group needs."""
+        return self._needed_s(0)
+
+    @property
+    def missing_s(self) -> Fraction:
+        """Seconds of speech that the next group still needs; what a resampler holds not counted."""
+        pushed = Fraction(self.speech.num_samples, self.speech.sample_rate or 1)
+        return max(Fraction(0), self._needed_s(self._planned) - pushed)
 
     @property
     def num_frames_done(self) -> int:
@@ -296,6 +406,18 @@ class Session:
         if self._closed:
             raise InvalidArgument(call, expected="an open session", got="a closed one")
 
+    def _needed_s(self, planned: int) -> Fraction:
+        """Seconds of speech after which the group behind ``planned`` latents can start."""
+        settings = self.settings
+        stop = full_group_stop(
+            planned, window=settings.window, overlap=settings.overlap, horizon=settings.horizon
+        )
+        frames = self._timeline.num_frames(stop)
+        spoken = Fraction(frames, settings.fps)
+        if self._tokens is None:
+            return spoken
+        return max(spoken, Fraction(self._tokens.required_samples(frames), SPEECH_RATE))
+
     def _token_track(self) -> TokenTrack | None:
         parts = self._parts
         if parts.transformer.config.audio is None:
@@ -306,55 +428,29 @@ class Session:
             parts.audio_encoder,
             parts.audio_features,
             self._timeline,
-            self._settings.fps,
+            self.settings.fps,
         )
 
-    @torch.inference_mode()
-    def _encode_reference(self, portrait: NDArray[np.uint8] | None) -> Tensor | None:
-        if portrait is None or self._parts.generation.reference_mode == "none":
-            return None
-        return encode_portrait(portrait, self._parts.vae)
-
-    @torch.inference_mode()
-    def _encode_slot(self, portrait: NDArray[np.uint8] | None) -> Tensor:
-        if portrait is None:
-            raise InvalidArgument(
-                "image", expected="a portrait, which this model starts every window from", got=None
-            )
-        parts = self._parts
-        return leading_slot_channels(
-            parts.transformer.config, parts.vae, portrait, self._settings.window
-        )
-
-    @torch.inference_mode()
-    def _prompt_context(self, portrait: NDArray[np.uint8] | None) -> PromptContext:
-        """Keys and values of the prompts and of the portrait's image tokens."""
-        parts, transformer = self._parts, self._parts.transformer
-        encode = parts.text_encoder.encode
-        positive = transformer.text_context(encode(self._settings.prompt).unsqueeze(0))
-        negative = positive
-        if self._settings.prompt and not all(one.text for one in self._passes):
-            negative = transformer.text_context(encode(self._settings.negative_prompt).unsqueeze(0))
-        image = None
-        if parts.image_encoder is not None and portrait is not None:
-            image = transformer.image_context(parts.image_encoder.encode(portrait).unsqueeze(0))
-        return PromptContext(positive, negative, image)
+    def _encoded(self, portrait: NDArray[np.uint8] | None) -> Appearance:
+        with self._turns.hold(self._is_cancelled), self.clock.measure("condition"):
+            return Appearance.encoded(self._parts, self.settings, portrait)
 
     @torch.inference_mode()
     def _next_group(self) -> Group | None:
         """The next group whose conditions are all there, or None."""
-        settings = self._settings
+        settings = self.settings
         shape = {
             "window": settings.window,
             "overlap": settings.overlap,
             "horizon": settings.horizon,
         }
         available, is_final = self._available(full_group_stop(self._planned, **shape))
-        return plan_group(self._planned, available, is_final, **shape)
+        # After a rewind the speech is shorter than what was emitted, by its look-ahead.
+        return plan_group(self._planned, max(self._planned, available), is_final, **shape)
 
     def _available(self, reach: int) -> tuple[int, bool]:
         """Latents, at most ``reach``, whose audio and source are there; whether no more will be."""
-        heard = self._timeline.num_latents(self._speech.num_frames)
+        heard = self._timeline.num_latents(self.speech.num_frames)
         if not self._ended:
             heard = self._num_heard()
         with self.clock.measure("condition"):
@@ -364,36 +460,43 @@ class Session:
 
     def _num_heard(self) -> int:
         """Latents whose audio has arrived, look-ahead included, while more may come."""
-        ready = self._speech.num_whole_frames
+        ready = self.speech.num_whole_frames
         if self._tokens is not None:
             ready = min(ready, self._tokens.num_ready_frames)
         heard = self._timeline.num_latents(ready)
         return heard if self._timeline.first_frame(heard) <= ready else heard - 1
 
     @torch.inference_mode()
-    def _denoise(self, group: Group) -> Tensor:
-        """Clean new latents (C, n, h, w) of a group; keeps what the next group needs of them."""
-        emitted = self._kept[:, self._kept.shape[1] - group.num_pinned :]
-        with self.clock.measure("condition"):
-            channels = self._track.channels(group.start, group.stop, emitted)
-        with self.clock.measure("audio"):
-            predictor = self._predictor(group, channels)
-        noise = timeline_noise(self._settings.seed, group.start, group.length, self._latent_shape)
-        with self.clock.measure("denoise"):
-            latents = denoise_group(
-                group,
-                predictor,
-                self._schedule,
-                self._solver,
-                noise=noise.to(self._parts.device),
-                pinned=emitted,
-                overlap=self._settings.overlap,
-                ramp=self._settings.ramp,
-                on_step=lambda done, total: self._report("denoise", done, total),
-                is_cancelled=self._is_cancelled,
-            )
+    def _denoise(self, group: Group) -> None:
+        """Denoise a group and keep its latents."""
+        first = self._first_kept
+        emitted = self._kept[:, group.start - first : group.emitted - first]
+        noise = timeline_noise(self.settings.seed, group.start, group.length, self._latent_shape)
+        with self._turns.hold(self._is_cancelled) as turn:
+
+            def on_step(done: int, total: int) -> None:
+                self._report("denoise", done, total)
+                turn.pass_on()
+
+            with self.clock.measure("condition"):
+                channels = self._track.channels(group.start, group.stop, emitted)
+            with self.clock.measure("audio"):
+                predictor = self._predictor(group, channels)
+            with self.clock.measure("denoise"):
+                latents = denoise_group(
+                    group,
+                    predictor,
+                    self._schedule,
+                    self._solver,
+                    guidance=[one.weight for one in self._appearance.passes],
+                    weights=window_weights(group, self.settings.overlap, self.settings.ramp),
+                    noise=noise.to(self._parts.device),
+                    pinned=emitted,
+                    impl=self._parts.plan.blf_step,
+                    on_step=on_step,
+                    is_cancelled=self._is_cancelled,
+                )
         self._keep(group, latents)
-        return latents
 
     def _predictor(self, group: Group, channels: Tensor) -> WindowPredictor:
         tokens = silent = None
@@ -403,8 +506,8 @@ class Session:
         return WindowPredictor(
             self._parts.transformer,
             group,
-            self._passes,
-            self._prompt,
+            self._appearance.passes,
+            self._appearance.prompt,
             channels=channels,
             tokens=tokens,
             silent_tokens=silent,
@@ -413,47 +516,48 @@ class Session:
 
     def _leading_slot(self, group: Group) -> LeadingSlot | None:
         """The portrait's slot in front of every window, for ``reference_mode="leading_slot"``."""
-        if self._slot_channels is None or self._portrait_latents is None:
+        looks = self._appearance
+        if looks.slot_channels is None or looks.portrait_latents is None:
             return None
         tokens: tuple[Tensor, ...] = ()
         silent = None
         if self._tokens is not None:
             tokens = tuple(self._tokens.leading_tokens(w.start) for w in group.windows)
             silent = self._tokens.silent_leading_tokens()
-        noise = timeline_noise(self._settings.seed, SLOT_NOISE_INDEX, 1, self._latent_shape)
+        noise = timeline_noise(self.settings.seed, SLOT_NOISE_INDEX, 1, self._latent_shape)
         return LeadingSlot(
-            latents=self._portrait_latents.unsqueeze(1),
+            latents=looks.portrait_latents.unsqueeze(1),
             noise=noise.to(self._parts.device),
-            channels=self._slot_channels,
+            channels=looks.slot_channels,
             tokens=tokens,
             silent_tokens=silent,
         )
 
     def _keep(self, group: Group, latents: Tensor) -> None:
-        """Remember the tail of the new latents and forget what no later group can reach."""
-        tail = num_kept_latents(self._settings.window, self._settings.overlap)
-        kept = torch.cat([self._kept, latents], dim=1)
-        self._kept = kept[:, max(0, kept.shape[1] - tail) :].clone()
-        self._planned = group.stop
-        oldest = max(0, group.stop - tail)
+        """Remember the new latents and what a group behind any of them may reach back to."""
+        tail = num_kept_latents(self.settings.window, self.settings.overlap)
+        oldest = max(0, group.emitted - tail)
+        self._kept = torch.cat([self._kept[:, oldest - self._first_kept :], latents], dim=1)
+        self._first_kept, self._planned = oldest, group.stop
         self._track.discard(oldest)
         if self._tokens is not None:
             self._tokens.discard(oldest)
 
     @torch.inference_mode()
-    def _decode(self, latent: Tensor) -> FrameChunk | None:
-        """Frames of one latent (C, 1, h, w), or None when they lie past the end of the job."""
-        vae = self._parts.vae
+    def _decode(self) -> FrameChunk | None:
+        """Frames of the next denoised latent, or None when they lie past the end of the job."""
+        vae, at = self._parts.vae, self._decoded - self._first_kept
         with self.clock.measure("decode"):
             cache = self._decoder_cache
             if cache is None and self._timeline.primed:
-                assert self._portrait_latents is not None
-                _, cache = vae.decode_step(self._portrait_latents[None, :, None], None)
-            video, cache = vae.decode_step(latent.unsqueeze(0), cache)
+                assert self._appearance.portrait_latents is not None
+                _, cache = vae.decode_step(self._appearance.portrait_latents[None, :, None], None)
+            video, cache = vae.decode_step(self._kept[None, :, at : at + 1], cache)
             if not torch.isfinite(video).all():
                 raise NonFinite("The VAE decoded NaN or infinity.", stage="decode")
             frames = frames_to_uint8(video[0], impl=self._parts.plan.frames_to_uint8).cpu().numpy()
             self._decoder_cache = cache
+            self._decoded += 1
         if self.num_frames is not None:
             frames = frames[: max(0, self.num_frames - self._frame_index)]
         if len(frames) == 0:
@@ -463,9 +567,9 @@ class Session:
         first, self._frame_index = self._frame_index, self._frame_index + len(frames)
         return FrameChunk(
             frames=frames,
-            audio=self._speech.take(self._frame_index),
-            sample_rate=self._speech.sample_rate or 0,
-            pts=Fraction(first, self._settings.fps),
+            audio=self.speech.take(self._frame_index),
+            sample_rate=self.speech.sample_rate or 0,
+            pts=Fraction(first, self.settings.fps),
             index=first,
         )
 
@@ -474,7 +578,12 @@ class Session:
             self._on_progress(Progress(stage, done, total, self._frame_index))
 
 
-def _checked_pcm(pcm: NDArray[np.float32]) -> NDArray[np.float32]:
+def settings_of(state: PartState) -> JobSettings:
+    """Options of the session that gave ``state``."""
+    return JobSettings(**state.facts["settings"])
+
+
+def checked_pcm(pcm: NDArray[np.float32]) -> NDArray[np.float32]:
     """Samples as (S, channels), after checking them."""
     if not isinstance(pcm, np.ndarray) or pcm.dtype != np.float32 or pcm.ndim not in (1, 2):
         kind = f"{pcm.dtype} {pcm.shape}" if isinstance(pcm, np.ndarray) else type(pcm).__name__

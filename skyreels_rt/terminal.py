@@ -44,7 +44,7 @@ def report_table(report: Report) -> Table:
 
 
 def command_line() -> str:
-    """This process's command as it would be typed."""
+    """Command of this process as it would be typed."""
     return shlex.join(["skyreels-rt", *sys.argv[1:]])
 
 

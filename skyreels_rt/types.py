@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,41 @@ class Timeline:
             return 0
         offset = 0 if self.primed else self.temporal_stride - 1
         return latent_index * self.temporal_stride - offset
+
+
+@dataclass(frozen=True)
+class PartState:
+    """What one part of a session remembers, in a form that a file can hold.
+
+    Attributes
+    ----------
+    facts : dict
+        Numbers, strings and lists of them: JSON.
+    tensors : dict of str to Tensor
+        Arrays, copied.
+    """
+
+    facts: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+    def part(self, name: str) -> PartState:
+        """Return the state that :meth:`joined` was given under ``name``."""
+        inside = f"{name}."
+        tensors = {
+            key.removeprefix(inside): tensor
+            for key, tensor in self.tensors.items()
+            if key.startswith(inside)
+        }
+        return PartState(self.facts[name], tensors)
+
+    def joined(self, **parts: PartState | None) -> PartState:
+        """Add the states of other parts, each under its name; a part without state is None."""
+        facts, tensors = dict(self.facts), dict(self.tensors)
+        for name, state in parts.items():
+            facts[name] = None if state is None else state.facts
+            if state is not None:
+                tensors.update({f"{name}.{key}": value for key, value in state.tensors.items()})
+        return PartState(facts, tensors)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from skyreels_rt.errors import InvalidArgument
+from skyreels_rt.types import PartState
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -71,7 +72,6 @@ class FeatureStream:
         self._page_size = config.step * config.hop
         self._pages: dict[int, NDArray[np.float32]] = {}  # page j: samples from j * _page_size on
         self._steps: dict[int, torch.Tensor] = {}
-        self._next_step = 0  # lowest step that is neither encoded nor discarded
         self._first_frame = 0  # frames before it are discarded
 
     @property
@@ -203,11 +203,58 @@ class FeatureStream:
             Frame index; a lower one than before changes nothing.
         """
         self._first_frame = max(self._first_frame, before_frame)
-        first_feature = self._first_frame * self._config.feature_rate // self._fps
-        first_step = first_feature // self._config.step
+        first_step, first_page = self._first_step(), self._first_page()
         self._steps = {k: step for k, step in self._steps.items() if k >= first_step}
-        self._next_step = max(self._next_step, first_step)
-        self._drop_pages()
+        self._pages = {j: page for j, page in self._pages.items() if j >= first_page}
+
+    def rewind(self, frame: int) -> None:
+        """Forget the sound from ``frame`` on, as if it had never come; other sound may follow.
+
+        Parameters
+        ----------
+        frame : int
+            Frame index, none that was discarded. Sound up to it that is missing becomes silence.
+
+        Raises
+        ------
+        InvalidArgument
+            ``frame`` was discarded.
+        """
+        if frame < self._first_frame:
+            raise InvalidArgument(
+                "frame", expected=f">= {self._first_frame}", got=frame, stage="audio"
+            )
+        grid = self._config
+        position = frame * grid.sample_rate // self._fps
+        last, offset = divmod(position, self._page_size)
+        self._pages = {j: page for j, page in self._pages.items() if j <= last}
+        if last in self._pages:
+            self._pages[last][offset:] = 0
+        self._num_samples, self._ended = position, False
+        known = self._num_arrived_steps()
+        self._steps = {k: step for k, step in self._steps.items() if k < known}
+
+    def state(self) -> PartState:
+        """Everything :meth:`restore` needs."""
+        facts = {
+            "num_samples": self._num_samples,
+            "ended": self._ended,
+            "first_frame": self._first_frame,
+        }
+        pages = {f"page.{j}": torch.from_numpy(page.copy()) for j, page in self._pages.items()}
+        steps = {f"step.{k}": step.clone() for k, step in self._steps.items()}
+        return PartState(facts, pages | steps)
+
+    def restore(self, state: PartState) -> None:
+        """Go on where :meth:`state` was taken, of a stream made alike."""
+        self._num_samples, self._ended = state.facts["num_samples"], state.facts["ended"]
+        self._first_frame = state.facts["first_frame"]
+        for name, tensor in state.tensors.items():
+            kind, _, index = name.partition(".")
+            if kind == "page":
+                self._pages[int(index)] = tensor.cpu().numpy().copy()
+            else:
+                self._steps[int(index)] = tensor.clone()
 
     def _num_arrived_steps(self) -> int:
         """Leading grid steps whose look-ahead has arrived."""
@@ -250,7 +297,6 @@ class FeatureStream:
         """Features (step, L, D) of grid step ``k``."""
         if k not in self._steps:
             self._steps[k] = self._encoder.encode(self._segment(k))
-            self._drop_pages()
         return self._steps[k]
 
     def _segment(self, k: int) -> NDArray[np.float32]:
@@ -266,14 +312,11 @@ class FeatureStream:
                 segment[first - start : last - start] = page[first - offset : last - offset]
         return segment
 
-    def _first_page(self) -> int:
-        """First page of samples that a step still to be encoded looks at."""
-        first_sample = (self._next_step * self._config.step - self._config.past) * self._config.hop
-        return max(first_sample, 0) // self._page_size
+    def _first_step(self) -> int:
+        """First grid step that a frame not discarded reads."""
+        return self._first_frame * self._config.feature_rate // self._fps // self._config.step
 
-    def _drop_pages(self) -> None:
-        """Let go of the samples that no step still to be encoded looks at."""
-        while self._next_step in self._steps:
-            self._next_step += 1
-        first_page = self._first_page()
-        self._pages = {j: page for j, page in self._pages.items() if j >= first_page}
+    def _first_page(self) -> int:
+        """First page of samples in the context of that step: :meth:`rewind` may ask it again."""
+        first_sample = self._first_step() * self._config.step - self._config.past
+        return max(first_sample * self._config.hop, 0) // self._page_size

@@ -1,7 +1,8 @@
 """Streaming conversion of speech to the 16 kHz mono signal that every audio encoder here takes.
 
-The resampler is libsoxr's streaming one at quality "HQ" (a linear-phase filter with 20 bits of
-precision). Its output does not depend on how the input was cut; the tests hold it to that.
+The resampler is libsoxr's at quality "HQ" (a linear-phase filter with 20 bits of precision), run on
+pages of a fixed grid with the input around them. So the output does not depend on how the input was
+cut, and what a stream remembers is a few milliseconds of samples, which a snapshot can hold.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from skyreels_rt.errors import InvalidArgument, NonFinite
 from skyreels_rt.media.audio_file import (
@@ -19,12 +21,17 @@ from skyreels_rt.media.audio_file import (
     AudioSource,
     in_blocks,
 )
+from skyreels_rt.types import PartState
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SPEECH_RATE = 16_000
 """Sample rate of the signal that encoders take, in Hz."""
+
+_PAGE = 320  # output samples of a page, at least: 20 ms
+_REACH_S = 0.02  # of the filter at 8 kHz and more; with 20 ms around a page the error is 2e-7
+_REACH_RATE = 8_000  # below it the filter is longer
 
 # 36 dB over full scale: no float recording is that hot, 16-bit integers cast to float are.
 _MAX_PEAK = 64.0
@@ -34,9 +41,9 @@ class SpeechResampler:
     """Turns blocks of PCM of any size into mono samples at 16 kHz.
 
     Any cutting of the same input gives the same bytes in total. Input at 16 kHz passes through
-    unchanged (mono: bit for bit). Otherwise the output trails the input by the filter's delay,
-    at most 41 ms at 44.1 and 48 kHz and 115 ms at 8 kHz (measured with soxr 1.1), until
-    :meth:`finish`.
+    unchanged (mono: bit for bit). Otherwise the output trails the input by one page and the
+    filter's reach until :meth:`finish`: 40 ms at 8, 24, 32, 44.1, 48 and 96 kHz, and more at rates
+    that have no 20 ms grid in common with 16 kHz.
 
     Parameters
     ----------
@@ -61,18 +68,20 @@ class SpeechResampler:
             )
         if channels < 1:
             raise InvalidArgument("channels", expected=">= 1", got=channels, stage="audio")
-        self._sample_rate = sample_rate
-        self._channels = channels
+        self.sample_rate = sample_rate
+        """Rate of the input in Hz."""
+        self.channels = channels
+        """Channels of the input."""
+        unit = SPEECH_RATE // math.gcd(SPEECH_RATE, sample_rate)
+        self._page_out = unit * -(-_PAGE // unit)
+        self._page_in = self._page_out * sample_rate // SPEECH_RATE
+        reach = _REACH_S * max(1.0, _REACH_RATE / sample_rate) * sample_rate
+        self._margin = math.ceil(reach / self._page_in)  # pages before and after
         self._num_in = 0
         self._num_out = 0
         self._finished = False
-        self._stream = None
-        if sample_rate != SPEECH_RATE:
-            import soxr
-
-            self._stream = soxr.ResampleStream(
-                sample_rate, SPEECH_RATE, 1, dtype="float32", quality="HQ"
-            )
+        self._first = 0  # input sample of _held[0]
+        self._held = np.zeros(0, np.float32)
 
     def push(self, block: NDArray[np.float32]) -> NDArray[np.float32]:
         """Take the next samples and return what has become ready.
@@ -94,12 +103,17 @@ class SpeechResampler:
         NonFinite
             ``block`` holds NaN or infinity. Nothing of it was taken.
         """
-        self._check(block)
+        self.check(block)
         mono = _mix_down(block)
         self._num_in += len(mono)
-        ready = mono if self._stream is None else self._resample(mono, last=False)
-        self._num_out += len(ready)
-        return ready
+        if self.sample_rate == SPEECH_RATE:
+            self._num_out += len(mono)
+            return mono
+        self._held = np.concatenate([self._held, mono])
+        done, whole = self._num_out // self._page_out, self._num_in // self._page_in
+        pages = [self._page(page) for page in range(done, max(done, whole - self._margin))]
+        self._forget()
+        return np.concatenate(pages) if pages else np.zeros(0, np.float32)
 
     def finish(self) -> NDArray[np.float32]:
         """End the signal and return its tail.
@@ -118,21 +132,67 @@ class SpeechResampler:
         """
         self._check_open("finish")
         self._finished = True
-        if self._stream is None:
+        if self.sample_rate == SPEECH_RATE:
             return np.zeros(0, np.float32)
-        tail = self._resample(np.zeros(0, np.float32), last=True)
-        # soxr rounds the same way; the length is our contract, so it does not hang on its version.
-        total = (2 * self._num_in * SPEECH_RATE + self._sample_rate) // (2 * self._sample_rate)
+        total = (2 * self._num_in * SPEECH_RATE + self.sample_rate) // (2 * self.sample_rate)
         missing = total - self._num_out
-        tail = np.pad(tail[:missing], (0, max(0, missing - len(tail))))
-        self._num_out = total
-        return tail
+        page = self._num_out // self._page_out
+        tail = self._converted(page, self._num_in)[:missing]
+        self._num_out, self._held = total, self._held[:0]
+        return np.pad(tail, (0, missing - len(tail)))
 
-    def _resample(self, mono: NDArray[np.float32], *, last: bool) -> NDArray[np.float32]:
-        """Push ``mono`` through soxr."""
-        assert self._stream is not None
-        ready: NDArray[np.float32] = self._stream.resample_chunk(mono, last=last)
-        return ready
+    @property
+    def delay_s(self) -> float:
+        """Seconds that the output trails the input, at most."""
+        if self.sample_rate == SPEECH_RATE:
+            return 0.0
+        return (1 + self._margin) * self._page_in / self.sample_rate
+
+    def state(self) -> PartState:
+        """Everything a later :meth:`restored` needs; for 16 kHz input that holds no samples."""
+        facts = {
+            "sample_rate": self.sample_rate,
+            "channels": self.channels,
+            "num_in": self._num_in,
+            "num_out": self._num_out,
+            "first": self._first,
+            "finished": self._finished,
+        }
+        return PartState(facts, {"held": torch.from_numpy(self._held.copy())})
+
+    @classmethod
+    def restored(cls, state: PartState) -> SpeechResampler:
+        """Resampler that goes on where :meth:`state` was taken."""
+        facts = state.facts
+        resampler = cls(facts["sample_rate"], facts["channels"])
+        resampler._num_in, resampler._num_out = facts["num_in"], facts["num_out"]
+        resampler._first, resampler._finished = facts["first"], facts["finished"]
+        resampler._held = state.tensors["held"].cpu().numpy().copy()
+        return resampler
+
+    def _page(self, page: int) -> NDArray[np.float32]:
+        """Output samples of one page whose surroundings have arrived."""
+        stop = (page + 1 + self._margin) * self._page_in
+        self._num_out += self._page_out
+        return self._converted(page, stop)[: self._page_out]
+
+    def _converted(self, page: int, stop: int) -> NDArray[np.float32]:
+        """Output from the start of ``page`` on, made of the input up to ``stop``."""
+        import soxr
+
+        start = max(0, page - self._margin)
+        around = self._held[start * self._page_in - self._first : stop - self._first]
+        made: NDArray[np.float32] = soxr.resample(
+            around, self.sample_rate, SPEECH_RATE, quality="HQ"
+        )
+        return made[(page - start) * self._page_out :]
+
+    def _forget(self) -> None:
+        """Drop what no page to come looks at."""
+        page = self._num_out // self._page_out - self._margin
+        first = max(0, page) * self._page_in
+        self._held = self._held[first - self._first :].copy()
+        self._first = first
 
     def _check_open(self, call: str) -> None:
         """Raise if the signal has ended."""
@@ -145,13 +205,13 @@ class SpeechResampler:
                 hint="Open a new SpeechResampler for the next signal.",
             )
 
-    def _check(self, block: NDArray[np.float32]) -> None:
-        """Raise unless ``block`` continues this signal."""
+    def check(self, block: NDArray[np.float32]) -> None:
+        """Raise what :meth:`push` would raise, without taking ``block``."""
         self._check_open("push")
-        if block.dtype != np.float32 or block.ndim != 2 or block.shape[1] != self._channels:
+        if block.dtype != np.float32 or block.ndim != 2 or block.shape[1] != self.channels:
             raise InvalidArgument(
                 "block",
-                expected=f"float32 of shape (samples, {self._channels})",
+                expected=f"float32 of shape (samples, {self.channels})",
                 got=f"{block.dtype} of shape {block.shape}",
                 stage="audio",
             )

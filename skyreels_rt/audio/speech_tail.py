@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from skyreels_rt.errors import InvalidArgument
+from skyreels_rt.types import PartState
 
 
 class SpeechTail:
@@ -51,6 +53,11 @@ class SpeechTail:
             )
 
     @property
+    def channels(self) -> int | None:
+        """Channels of the samples; None before the first push."""
+        return self._blocks[0].shape[1] if self._blocks else None
+
+    @property
     def num_frames(self) -> int:
         """Frames that cover the speech; the last may be covered in part."""
         return -(-self.num_samples * self._fps // self.sample_rate) if self.sample_rate else 0
@@ -59,6 +66,27 @@ class SpeechTail:
     def num_whole_frames(self) -> int:
         """Frames whose sound has arrived in full."""
         return self.num_samples * self._fps // self.sample_rate if self.sample_rate else 0
+
+    def rewind(self) -> None:
+        """Forget everything that was not taken, as if it had never come."""
+        self._blocks = [self._blocks[0][:0]] if self._blocks else []
+        self.num_samples = self._first_sample
+
+    def state(self) -> PartState:
+        """Everything :meth:`restore` needs."""
+        facts = {
+            "sample_rate": self.sample_rate,
+            "num_samples": self.num_samples,
+            "first_sample": self._first_sample,
+        }
+        held = {"held": torch.from_numpy(np.concatenate(self._blocks))} if self._blocks else {}
+        return PartState(facts, held)
+
+    def restore(self, state: PartState) -> None:
+        """Go on where :meth:`state` was taken."""
+        self.sample_rate, self.num_samples = state.facts["sample_rate"], state.facts["num_samples"]
+        self._first_sample = state.facts["first_sample"]
+        self._blocks = [held.cpu().numpy().copy() for held in state.tensors.values()]
 
     def take(self, stop_frame: int) -> NDArray[np.float32]:
         """Remove and return the samples (S, channels) up to the end of frame ``stop_frame - 1``."""

@@ -11,7 +11,7 @@ from skyreels_rt.audio.features import FeatureEncoder, FeatureStream
 from skyreels_rt.audio.resample import SpeechResampler
 from skyreels_rt.config import AudioFeatureConfig
 from skyreels_rt.models.audio_adapter import AudioPacker
-from skyreels_rt.types import Timeline
+from skyreels_rt.types import PartState, Timeline
 
 
 class TokenTrack:
@@ -73,6 +73,10 @@ class TokenTrack:
         """Frames whose tokens' audio has arrived, look-ahead included."""
         return max(0, self._features.num_ready_frames - self._packer.lookahead_frames())
 
+    def required_samples(self, num_frames: int) -> int:
+        """Samples at 16 kHz after which ``num_frames`` frames are ready."""
+        return self._features.required_samples(num_frames - 1 + self._packer.lookahead_frames())
+
     def tokens(self, start: int, stop: int) -> Tensor:
         """Tokens (stop - start, M, C) of the latents ``[start, stop)``, none of them discarded."""
         held = self._first + len(self._tokens)
@@ -107,6 +111,30 @@ class TokenTrack:
         self._first = max(self._first, before)
         reach = self._packer.lookahead_frames()
         self._features.discard(self._timeline.first_frame(before) - reach)
+
+    def rewind(self, latent: int) -> None:
+        """Forget the sound from ``latent`` on, as if it had never come; other sound may follow.
+
+        Tokens of earlier latents stay as they are. Raises like :meth:`FeatureStream.rewind`.
+        """
+        del self._tokens[max(0, latent - self._first) :]
+        self._resampler = None
+        self._features.rewind(self._timeline.first_frame(latent))
+
+    def state(self) -> PartState:
+        """Everything :meth:`restore` needs."""
+        tokens = {str(i): token.clone() for i, token in enumerate(self._tokens)}
+        own = PartState({"first": self._first, "count": len(tokens)}, tokens)
+        resampler = None if self._resampler is None else self._resampler.state()
+        return own.joined(resampler=resampler, features=self._features.state())
+
+    def restore(self, state: PartState) -> None:
+        """Go on where :meth:`state` was taken, of a track made alike."""
+        self._first = state.facts["first"]
+        self._tokens = [state.tensors[str(i)].clone() for i in range(state.facts["count"])]
+        if state.facts["resampler"] is not None:
+            self._resampler = SpeechResampler.restored(state.part("resampler"))
+        self._features.restore(state.part("features"))
 
     def _zeros(self, first: int, stop: int) -> Tensor:
         config = self._packer.config

@@ -183,6 +183,15 @@ class ConditionTrack:
             given_mask=mask,
         ).to(next(self._vae.parameters()).device)
 
+    @property
+    def has_source(self) -> bool:
+        """Whether a source video is edited."""
+        return self._source is not None
+
+    def set_reference(self, reference_latents: Tensor | None) -> None:
+        """Use another portrait for the channels made from now on."""
+        self._reference = reference_latents
+
     def composite(self, frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Put the next generated frames (F, H, W, 3) into the source; identity without a source."""
         if self._source is None:

@@ -16,7 +16,6 @@ All positions are latent frames.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -135,7 +134,7 @@ def plan_group(
     return Group(start, emitted, stop, windows)
 
 
-def window_weights(group: Group, overlap: int, ramp: Ramp = "linear") -> tuple[Tensor, ...]:
+def window_weights(group: Group, overlap: int, ramp: Ramp = "linear") -> Tensor:
     """Fusion weights of every window of ``group``, normalised over all windows at each latent.
 
     Before normalisation a window weighs 1, and with the linear ramp ``(j + 1) / (overlap + 1)`` for
@@ -153,7 +152,7 @@ def window_weights(group: Group, overlap: int, ramp: Ramp = "linear") -> tuple[T
 
     Returns
     -------
-    tuple of Tensor, shape (window length,), float32
+    Tensor, shape (windows, window length), float32
         Aligned with ``group.windows``. At each latent they sum to 1 up to float32 rounding; where
         one window covers it, the weight is exactly 1.
 
@@ -177,79 +176,10 @@ def window_weights(group: Group, overlap: int, ramp: Ramp = "linear") -> tuple[T
                 numerator = torch.minimum(numerator, position.flip(0))
         total[window.start - group.start : window.stop - group.start] += numerator
         numerators.append(numerator)
-    return tuple(
-        (
-            numerator.to(torch.float64)
-            / total[window.start - group.start : window.stop - group.start].to(torch.float64)
-        ).to(torch.float32)
-        for window, numerator in zip(group.windows, numerators, strict=True)
-    )
-
-
-def fuse(
-    predictions: Mapping[Window, Tensor] | Sequence[Tensor],
-    group: Group,
-    weights: Sequence[Tensor],
-) -> Tensor:
-    """Weighted average of the windows' predictions on the group's timeline.
-
-    Parameters
-    ----------
-    predictions : mapping of Window to Tensor, or sequence of Tensor aligned with ``group.windows``
-        One prediction a window, shape (C, window length, h, w), any floating dtype. The order in
-        which a mapping was filled has no effect on a single bit.
-    group : Group
-        The windows.
-    weights : sequence of Tensor
-        Result of :func:`window_weights`.
-
-    Returns
-    -------
-    Tensor, shape (C, group length, h, w), float32
-        Where one window covers a latent, its prediction bit by bit.
-
-    Raises
-    ------
-    InvalidArgument
-        A prediction is missing, or has another shape than its window.
-    """
-    ordered = _in_timeline_order(predictions, group)
-    channels, _, height, width = ordered[0].shape
-    fused = ordered[0].new_empty((channels, group.length, height, width), dtype=torch.float32)
-    filled = group.start
-    for window, prediction, weight in zip(group.windows, ordered, weights, strict=True):
-        if prediction.shape != (channels, window.length, height, width):
-            raise InvalidArgument(
-                "predictions",
-                expected=f"shape {(channels, window.length, height, width)} for {window}",
-                got=tuple(prediction.shape),
-            )
-        weight_1F11 = weight.to(fused.device).view(1, -1, 1, 1)
-        weighted = prediction.to(torch.float32) * weight_1F11
-        here = fused[:, window.start - group.start : window.stop - group.start]
-        shared = max(0, filled - window.start)
-        here[:, :shared] += weighted[:, :shared]
-        # Assigned, not added to zero: 0 + (-0.0) would lose a bit of an uncontested prediction.
-        here[:, shared:] = weighted[:, shared:]
-        filled = window.stop
-    return fused
-
-
-def _in_timeline_order(
-    predictions: Mapping[Window, Tensor] | Sequence[Tensor], group: Group
-) -> list[Tensor]:
-    """Predictions aligned with ``group.windows``, one each."""
-    if isinstance(predictions, Mapping):
-        ordered = [predictions[window] for window in group.windows if window in predictions]
-    else:
-        ordered = list(predictions)
-    if len(ordered) != len(group.windows):
-        raise InvalidArgument(
-            "predictions",
-            expected=f"one for each of {len(group.windows)} windows",
-            got=len(ordered),
-        )
-    return ordered
+    totals = [
+        total[window.start - group.start : window.stop - group.start] for window in group.windows
+    ]
+    return (torch.stack(numerators).double() / torch.stack(totals).double()).float()
 
 
 def _check_plan(emitted: int, available: int, window: int, overlap: int, horizon: int) -> None:

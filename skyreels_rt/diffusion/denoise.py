@@ -1,9 +1,10 @@
 """The one denoise loop: a group of windows from noise to clean latents.
 
-Per step: every window predicts from the same latents, the velocities are fused
-(:mod:`skyreels_rt.diffusion.blf`), the solver takes one step on the fused velocity. Latents that
-were emitted before are not solved for: at each step they are the clean latents brought to the
-current noise level with the timeline's own noise, and they are never returned.
+Per step: every window predicts from the same latents; guidance, fusion of the windows
+(:mod:`skyreels_rt.diffusion.blf`) and the solver's step on the fused velocity follow, for Euler
+steps in one pass (:func:`skyreels_rt.kernels.blf_step`). Latents that were emitted before are not
+solved for: at each step they are the clean latents brought to the current noise level with the
+timeline's own noise, and they are never returned.
 """
 
 from __future__ import annotations
@@ -13,17 +14,18 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from skyreels_rt.config import Ramp
-from skyreels_rt.diffusion.blf import Group, Window, fuse, window_weights
+from skyreels_rt.diffusion.blf import Group, Window
 from skyreels_rt.diffusion.schedule import FlowSchedule
 from skyreels_rt.diffusion.solvers import Solver
 from skyreels_rt.errors import Cancelled, InvalidArgument, NonFinite
+from skyreels_rt.kernels import Impl, blf_step, blf_velocity
 
 Predict = Callable[[Window, Tensor, int, float], Tensor]
-"""``predict(window, latents, step, timestep) -> velocity``.
+"""``predict(window, latents, step, timestep) -> velocities``.
 
 ``latents`` is the window's part of the group, shape (C, window length, h, w), float32, contiguous,
-not to be written to. The velocity has the same shape, in any floating dtype.
+not to be written to. The velocities have shape (P, C, window length, h, w), one per guidance pass,
+in any floating dtype.
 """
 
 
@@ -33,10 +35,11 @@ def denoise_group(
     schedule: FlowSchedule,
     solver: Solver,
     *,
+    guidance: Sequence[float],
+    weights: Tensor,
     noise: Tensor,
     pinned: Tensor | None = None,
-    overlap: int,
-    ramp: Ramp = "linear",
+    impl: Impl = Impl.AUTO,
     order: Sequence[int] | None = None,
     on_step: Callable[[int, int], None] | None = None,
     is_cancelled: Callable[[], bool] | None = None,
@@ -48,19 +51,21 @@ def denoise_group(
     group : Group
         Windows, pinned and new latents.
     predict : callable
-        The model with its conditions and guidance, see :data:`Predict`.
+        The model with its conditions, see :data:`Predict`.
     schedule : FlowSchedule
         Noise levels.
     solver : Solver
         Made from the same schedule.
+    guidance : sequence of P float
+        Factor of each guidance pass (:func:`skyreels_rt.diffusion.guidance.guidance_passes`).
+    weights : Tensor, shape (windows, window length), float32
+        Fusion weights of the group (:func:`skyreels_rt.diffusion.blf.window_weights`).
     noise : Tensor, shape (C, group length, h, w), float32
         Timeline noise of ``[group.start, group.stop)``; its device is where the loop runs.
     pinned : Tensor, shape (C, num_pinned, h, w), float32, or None
         Clean latents of ``[group.start, group.emitted)``; None where there are none.
-    overlap : int
-        Length of the fusion ramps in latents.
-    ramp : {"linear", "uniform"}
-        Kind of fusion weights.
+    impl : Impl
+        Implementation of the fused step, usually ``plan.blf_step``.
     order : sequence of int, optional
         Order in which the windows are computed, a permutation of their indices. It has no effect
         on the result.
@@ -81,36 +86,48 @@ def denoise_group(
     NonFinite
         A step gave NaN or infinity; nothing of the group is delivered.
     InvalidArgument
-        ``noise``, ``pinned`` or ``order`` do not fit the group, or a velocity not its window.
+        ``noise``, ``pinned`` or ``order`` do not fit the group, or velocities not their window.
     """
     clean = _checked_pinned(group, noise, pinned)
     sequence = _checked_order(group, order)
-    weights = [weight.to(noise.device) for weight in window_weights(group, overlap, ramp)]
-    pinned_noise, new = noise[:, : group.num_pinned], noise[:, group.num_pinned :]
-    state = solver.init()
+    weights = weights.to(noise.device)
+    starts = [window.start - group.start for window in group.windows]
+    num_pinned = group.num_pinned
+    latents, state = noise.clone(), solver.init()
     with torch.no_grad():
         for step, timestep in enumerate(schedule.timesteps):
             sigma = schedule.sigmas[step]
-            renoised = clean * (1.0 - sigma) + pinned_noise * sigma
-            latents = torch.cat([renoised, new], dim=1)
-            velocities: dict[Window, Tensor] = {}
+            latents[:, :num_pinned] = clean * (1.0 - sigma) + noise[:, :num_pinned] * sigma
+            velocities: dict[int, Tensor] = {}
             for index in sequence:
                 if is_cancelled is not None and is_cancelled():
                     raise Cancelled(
                         f"Cancelled at step {step + 1} of {schedule.num_steps}.", stage="denoise"
                     )
-                window = group.windows[index]
-                part = latents[:, window.start - group.start : window.stop - group.start]
-                # Contiguous for every window alike: kernels may choose their path by strides.
-                velocities[window] = predict(window, part.contiguous(), step, timestep)
-            velocity = fuse(velocities, group, weights)[:, group.num_pinned :]
-            new, state = solver.step(step, new, velocity, state)
-            # One host read a step: it also keeps cancellation and progress honest on a GPU, where
-            # the host would otherwise queue every step at once.
-            _check_finite(new, group, step, schedule.num_steps)
+                part = _part(latents, group, index)
+                velocities[index] = predict(group.windows[index], part, step, timestep)
+            fusion = ([velocities[k] for k in range(len(starts))], starts, weights, guidance)
+            delta = solver.euler_delta(step)
+            if delta is not None:
+                latents = blf_step(latents, *fusion, delta, num_pinned=num_pinned, impl=impl)
+            else:
+                velocity = blf_velocity(*fusion, length=group.length, impl=impl)
+                new, state = solver.step(
+                    step, latents[:, num_pinned:], velocity[:, num_pinned:], state
+                )
+                # A new tensor: the state may hold a view of the old one.
+                latents = torch.cat([latents[:, :num_pinned], new], dim=1)
+            # This host read also keeps cancellation and progress honest on a GPU.
+            _check_finite(latents[:, num_pinned:], group, step, schedule.num_steps)
             if on_step is not None:
                 on_step(step + 1, schedule.num_steps)
-    return new
+    return latents[:, num_pinned:]
+
+
+def _part(latents: Tensor, group: Group, index: int) -> Tensor:
+    """One window's latents, contiguous for all alike: kernels may choose their path by strides."""
+    window = group.windows[index]
+    return latents[:, window.start - group.start : window.stop - group.start].contiguous()
 
 
 def _checked_pinned(group: Group, noise: Tensor, pinned: Tensor | None) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from skyreels_rt.diffusion.blf import Group, Window
-from skyreels_rt.diffusion.guidance import GuidancePass, combine
+from skyreels_rt.diffusion.guidance import GuidancePass
 from skyreels_rt.models.attention import KeysValues
 from skyreels_rt.models.transformer import ContextCache, SkyReelsTransformer
 
@@ -102,7 +102,7 @@ class WindowPredictor:
         self._rope: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __call__(self, window: Window, latents: Tensor, step: int, timestep: float) -> Tensor:
-        """Guided velocity, float32, of ``latents``; both (C, len, h, w)."""
+        """Velocities (P, C, len, h, w) of ``latents`` (C, len, h, w), one per guidance pass."""
         del step
         model = self._transformer
         inputs = self._inputs(window, latents, timestep / 1000)
@@ -114,8 +114,8 @@ class WindowPredictor:
         for guidance_pass in self._passes:
             context = self._context(window, guidance_pass)
             velocity = model(inputs.unsqueeze(0), time, context, self._rope[frames])
-            velocities.append(velocity[0, :, 1:] if self._slot is not None else velocity[0])
-        return combine(self._passes, [velocity.float() for velocity in velocities])
+            velocities.append(velocity[:, :, 1:] if self._slot is not None else velocity)
+        return torch.cat(velocities)
 
     def _inputs(self, window: Window, latents: Tensor, sigma: float) -> Tensor:
         """Noisy latents and condition channels of a window, slot in front if there is one."""

@@ -48,6 +48,9 @@ class Solver(Protocol):
     def init(self) -> SolverState:
         """State before the first step."""
 
+    def euler_delta(self, index: int) -> float | None:
+        """``sigma_next - sigma`` where step ``index`` is that times the velocity, else None."""
+
     def step(
         self, index: int, latents: Tensor, velocity: Tensor, state: SolverState
     ) -> tuple[Tensor, SolverState]:
@@ -80,6 +83,10 @@ class EulerSolver:
     def init(self) -> SolverState:
         """Empty state."""
         return SolverState()
+
+    def euler_delta(self, index: int) -> float | None:
+        """Every step is an Euler step."""
+        return self._deltas[index]
 
     def step(
         self, index: int, latents: Tensor, velocity: Tensor, state: SolverState
@@ -145,6 +152,10 @@ class UniPCSolver:
     def init(self) -> SolverState:
         """Empty state."""
         return SolverState()
+
+    def euler_delta(self, index: int) -> float | None:  # noqa: ARG002 - the protocol's argument
+        """None: every step needs the predictions before it."""
+        return None
 
     def step(
         self, index: int, latents: Tensor, velocity: Tensor, state: SolverState

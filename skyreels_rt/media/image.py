@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Final
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,9 @@ from skyreels_rt.media.local_file import decoding, open_local
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+ImageInput: TypeAlias = "str | Path | NDArray[Any] | Image"
+"""What :func:`load_image` takes."""
 
 MAX_IMAGE_PIXELS: Final = 7680 * 4320
 MIN_IMAGE_SIDE: Final = 16
@@ -31,7 +34,7 @@ _ORIENTATIONS: Final = {
 }
 
 
-def load_image(source: str | Path | NDArray[Any] | Image) -> NDArray[np.uint8]:
+def load_image(source: ImageInput) -> NDArray[np.uint8]:
     """Read one image as RGB, upright.
 
     EXIF orientation is applied. Transparent pixels are laid over white. 16-bit grey is scaled, not

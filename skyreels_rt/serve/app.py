@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from fastapi import FastAPI, Request, Response, WebSocket
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse
 
 from skyreels_rt import __version__
+from skyreels_rt.errors import SkyReelsError
 from skyreels_rt.media.portraits import portrait_names, portrait_path
 from skyreels_rt.runtime.metrics import CONTENT_TYPE
 from skyreels_rt.serve.admission import Access, Places, bearer_token
@@ -29,6 +31,7 @@ _TYPES: Final = {
     ".js": "text/javascript; charset=utf-8",
     ".svg": "image/svg+xml",
 }
+logger = logging.getLogger(__name__)
 _HEADERS: Final = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; media-src 'self' "
     "blob:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
@@ -100,8 +103,12 @@ def create_app(
 
 async def _warm_up(app: FastAPI, engine: Engine) -> None:
     """Make a first frame; only then is the server ready."""
-    await asyncio.to_thread(engine.warmup)
-    app.state.warm = True
+    try:
+        await asyncio.to_thread(engine.warmup)
+    except SkyReelsError:
+        logger.exception("the warm-up failed: the server is not ready")
+    else:
+        app.state.warm = True
 
 
 def _add_pages(app: FastAPI, service: Service) -> None:
@@ -141,8 +148,7 @@ def _add_operator_pages(app: FastAPI, service: Service) -> None:
 
     @app.get("/readyz")
     async def readyz() -> Response:
-        health = await asyncio.to_thread(service.engine.health)
-        ready = bool(app.state.warm) and health.ready
+        ready = bool(app.state.warm)
         state = {
             "ready": ready,
             "sessions": service.places.sessions,

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import time
 from collections.abc import Coroutine
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from skyreels_rt.errors import (
@@ -41,7 +44,7 @@ from skyreels_rt.streaming.statistics import LiveStatistics
 
 if TYPE_CHECKING:
     from skyreels_rt.engine import Engine
-    from skyreels_rt.live_async import AsyncSession
+    from skyreels_rt.live.asynchronous import AsyncSession
     from skyreels_rt.types import FrameChunk
 
 BACKLOG_SECONDS: Final = 30.0
@@ -151,7 +154,7 @@ class Conversation:
     async def _stream(self, session: AsyncSession, request: StartRequest) -> None:
         """Send ``started``, then everything at once until all frames are delivered."""
         parts = self._service.engine.components
-        settings = resolve_settings(parts, {"horizon": request.horizon})
+        settings = resolve_settings(parts, {"horizon": request.horizon}, LiveOptions)
         needs = AudioNeeds(parts, settings)
         statistics = LiveStatistics(needs, settings.fps)
         backlog = Backlog(BACKLOG_SECONDS, request.sample_rate)
@@ -296,8 +299,6 @@ class Conversation:
         await self._send({"bytes": segment.data}, len(segment.data))
 
     async def _send_event(self, event: dict[str, Any]) -> None:
-        import json
-
         text = json.dumps(event)
         await self._send({"text": text}, len(text))
 
@@ -337,7 +338,7 @@ def _refusal(error: Exception) -> Refused:
     return Refused("internal", f"The server failed ({code}).", hint="Its log says more.")
 
 
-def _image(request: StartRequest, picture: bytes | None) -> Any:
+def _image(request: StartRequest, picture: bytes | None) -> NDArray[np.uint8] | Path | None:
     """The portrait asked for: pixels, a path, or None."""
     if picture is not None:
         return read_image(picture)

@@ -5,9 +5,9 @@ The client's first message is JSON, the options of the session::
     {"type": "start", "sample_rate": 16000, "portrait": "ada", "prompt": "", "horizon": 1,
      "seed": 0, "idle": false, "token": "..."}
 
-Instead of ``portrait`` it may say ``"image_bytes": N``; the next message is then the picture, binary
-and of exactly that size. After ``started`` it sends binary messages of PCM (signed 16-bit, mono,
-little-endian) and JSON commands: ``{"type": "end_audio"}``, ``{"type": "interrupt"}``,
+Instead of ``portrait`` it may say ``"image_bytes": N``; the next message is then the picture,
+binary and of exactly that size. After ``started`` it sends binary messages of PCM (signed 16-bit,
+mono, little-endian) and JSON commands: ``{"type": "end_audio"}``, ``{"type": "interrupt"}``,
 ``{"type": "set_prompt", "prompt": "..."}``. The server answers with binary messages, each one
 segment of a fragmented MP4, and JSON events: ``started``, ``progress``, ``interrupted``, ``ended``,
 ``error``.

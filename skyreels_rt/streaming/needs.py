@@ -8,7 +8,7 @@ from fractions import Fraction
 from skyreels_rt.audio.features import FeatureStream
 from skyreels_rt.components import Components
 from skyreels_rt.diffusion.blf import full_group_stop
-from skyreels_rt.session import JobSettings
+from skyreels_rt.job import JobSettings
 
 
 @dataclass(frozen=True)

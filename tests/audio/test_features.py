@@ -294,13 +294,50 @@ def test_discarding_frees_audio_that_was_never_read():
     assert stream.state_bytes <= context_pages * GRID.step * GRID.hop * 4
 
 
-def test_reading_frees_audio_that_is_encoded():
-    stream = FeatureStream(FirstSample(), GRID, 25, 2)
-    stream.push(ramp(416))
+@pytest.mark.parametrize("frame", [0, 1, 60, 99, 150, 260])
+def test_rewind_forgets_what_came_later(jfk, whisper, frame):
+    """Features are then those of the speech up to there, followed by the other speech."""
+    other = jfk[::-1][: 3 * 16_000].copy()
+    position = frame * 640
+    before = np.pad(jfk[:position], (0, max(0, position - len(jfk[:position]))))
+    expected = read_offline(whisper, np.concatenate([before, other]), frame + 75)
+    stream = FeatureStream(whisper, GRID, 25, 2)
+    stream.push(jfk)
     stream.end()
-    before = stream.state_bytes
-    stream.read(0, 208)
-    assert stream.state_bytes < before / 2
+    stream.read(0, 120)  # steps behind the cut are encoded already
+    stream.discard(frame - 10)
+    stream.rewind(frame)
+    stream.push(other)
+    stream.end()
+    first = max(0, frame - 10)
+    assert torch.equal(stream.read(first, frame + 75), expected[first:])
+    with pytest.raises(InvalidArgument, match="frame"):
+        stream.rewind(first - 1)
+
+
+@pytest.mark.parametrize("sample_rate", [16_000, 44_100])
+def test_state_goes_on_where_it_was_taken(jfk, whisper, sample_rate):
+    def pieces():
+        return np.split(jfk[:, None], range(0, len(jfk), 9_001))
+
+    def run(stop_at):
+        resampler, stream = SpeechResampler(sample_rate, 1), FeatureStream(whisper, GRID, 25, 2)
+        for index, piece in enumerate(pieces()):
+            if index == stop_at:
+                resampler = SpeechResampler.restored(resampler.state())
+                state, stream = stream.state(), FeatureStream(whisper, GRID, 25, 2)
+                stream.restore(state)
+            stream.push(resampler.push(piece))
+            if index == 14:
+                stream.read(0, 30)
+                stream.discard(25)
+        stream.push(resampler.finish())
+        stream.end()
+        return stream.read(25, 90)
+
+    expected = run(None)
+    for stop_at in (1, 8, 14, 15, 18):
+        assert torch.equal(run(stop_at), expected)
 
 
 def test_empty_range_raises():

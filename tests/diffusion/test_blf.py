@@ -1,6 +1,5 @@
 """Windows, groups, weights and fusion: the laws of BLF."""
 
-import random
 from fractions import Fraction
 from itertools import pairwise
 
@@ -12,12 +11,12 @@ from hypothesis import strategies as st
 from skyreels_rt.diffusion.blf import (
     Group,
     Window,
-    fuse,
     num_kept_latents,
     plan_group,
     window_weights,
 )
 from skyreels_rt.errors import InvalidArgument
+from skyreels_rt.kernels import blf_velocity
 
 
 @st.composite
@@ -221,6 +220,13 @@ def test_planted_faults_are_rejected():
         check_weights(group, window_weights(group, 3, "uniform"), 3)
 
 
+def fuse(predictions, group, weights):
+    """The operator with one guidance pass of weight 1."""
+    starts = [window.start - group.start for window in group.windows]
+    velocities = [prediction[None] for prediction in predictions]
+    return blf_velocity(velocities, starts, weights, [1.0], length=group.length)
+
+
 def predictions_for(group, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return [torch.randn(2, w.length, 3, 4, generator=generator) for w in group.windows]
@@ -246,17 +252,6 @@ def test_fuse_equals_the_average_by_definition(plan, ramp, seed):
             torch.testing.assert_close(got, expected, rtol=1.3e-6, atol=1e-5)
 
 
-def test_order_of_computation_has_no_effect_on_a_bit():
-    group = plan_group(0, 23, True, window=8, overlap=5, horizon=9)
-    predictions = predictions_for(group)
-    weights = window_weights(group, 5)
-    fused = fuse(predictions, group, weights)
-    pairs = list(zip(group.windows, predictions, strict=True))
-    for seed in range(5):
-        random.Random(seed).shuffle(pairs)
-        assert torch.equal(fuse(dict(pairs), group, weights), fused)
-
-
 def test_where_one_window_covers_the_prediction_is_copied_bit_by_bit():
     group = plan_group(0, 13, True, window=8, overlap=3, horizon=2)
     predictions = predictions_for(group)
@@ -276,12 +271,3 @@ def test_low_precision_predictions_are_fused_in_fp32():
     fused = fuse(low, group, weights)
     assert fused.dtype == torch.float32
     assert torch.equal(fused, fuse([prediction.float() for prediction in low], group, weights))
-
-
-def test_fuse_refuses_missing_and_misshaped_predictions():
-    group = plan_group(0, 13, True, window=8, overlap=3, horizon=2)
-    predictions, weights = predictions_for(group), window_weights(group, 3)
-    with pytest.raises(InvalidArgument, match="one for each of 2 windows"):
-        fuse({group.windows[0]: predictions[0]}, group, weights)
-    with pytest.raises(InvalidArgument, match="shape"):
-        fuse([predictions[0], predictions[1][:, :1]], group, weights)

@@ -5,8 +5,8 @@ import itertools
 import pytest
 import torch
 
-from skyreels_rt.diffusion.blf import num_kept_latents, plan_group
-from skyreels_rt.diffusion.denoise import denoise_group
+from skyreels_rt.diffusion import denoise
+from skyreels_rt.diffusion.blf import num_kept_latents, plan_group, window_weights
 from skyreels_rt.diffusion.noise import timeline_noise
 from skyreels_rt.diffusion.schedule import FlowSchedule
 from skyreels_rt.diffusion.solvers import make_solver
@@ -32,6 +32,14 @@ def predict_in_context(window, latents, step, timestep):
         + 0.3 * torch.sin(place + window.start)
         + timestep / 2000
     )
+
+
+def denoise_group(group, predict, *args, overlap, ramp="linear", **options):
+    """One guidance pass of weight 1."""
+    return denoise.denoise_group(
+        group, lambda *shown: predict(*shown)[None], *args, guidance=[1.0],
+        weights=window_weights(group, overlap, ramp), **options,
+    )  # fmt: skip
 
 
 class Recorder:

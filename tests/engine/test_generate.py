@@ -13,7 +13,7 @@ import torch
 import skyreels_rt as rt
 from skyreels_rt import errors
 from skyreels_rt.conditioning.portrait import cover_crop
-from skyreels_rt.diffusion.blf import plan_group
+from skyreels_rt.diffusion.blf import plan_group, window_weights
 from skyreels_rt.diffusion.denoise import denoise_group
 from skyreels_rt.diffusion.guidance import guidance_passes
 from skyreels_rt.diffusion.noise import timeline_noise
@@ -283,7 +283,9 @@ def test_windows_in_any_order_give_the_same_bytes(engine):
             )  # fmt: skip
             latents = denoise_group(
                 group, predictor, schedule, make_solver("euler", schedule),
-                noise=timeline_noise(settings.seed, 0, 13, (16, 4, 6)), overlap=2, order=order,
+                guidance=[one.weight for one in passes], weights=window_weights(group, 2),
+                order=order,
+                noise=timeline_noise(settings.seed, 0, 13, (16, 4, 6)),
             )  # fmt: skip
         results.add(digest(latents.numpy()))
     assert len(results) == 1

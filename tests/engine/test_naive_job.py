@@ -7,7 +7,7 @@ import torch
 import skyreels_rt as rt
 from skyreels_rt.audio.features import FeatureStream
 from skyreels_rt.conditioning.portrait import cover_crop
-from skyreels_rt.diffusion.blf import plan_group
+from skyreels_rt.diffusion.blf import plan_group, window_weights
 from skyreels_rt.diffusion.denoise import denoise_group
 from skyreels_rt.diffusion.noise import timeline_noise
 from skyreels_rt.diffusion.schedule import FlowSchedule
@@ -93,15 +93,16 @@ def naive_frames(parts, audio, image, prompts, mode, source=None, edited=None):
             return out[:, 1:] if primed else out
 
         u, t, c = velocity(False, False), velocity(True, False), velocity(True, True)
-        return u + S_TEXT * (t - u) + S_AUDIO * (c - t)
+        return (u + S_TEXT * (t - u) + S_AUDIO * (c - t))[None]
 
     while (group := plan_group(
         done.shape[1], total, True, window=WINDOW, overlap=OVERLAP, horizon=HORIZON
     )) is not None:  # fmt: skip
         noise = [timeline_noise(SEED, n, 1, SHAPE) for n in range(group.start, group.stop)]
         new = denoise_group(
-            group, predict, schedule, make_solver("euler", schedule), noise=torch.cat(noise, 1),
-            pinned=done[:, group.start :], overlap=OVERLAP,
+            group, predict, schedule, make_solver("euler", schedule), guidance=[1.0],
+            weights=window_weights(group, OVERLAP), noise=torch.cat(noise, 1),
+            pinned=done[:, group.start :],
         )  # fmt: skip
         done = torch.cat([done, new], 1)
     whole = vae.decode(torch.cat([reference, done], 1)[None] if primed else done[None])[0]

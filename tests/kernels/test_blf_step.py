@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from skyreels_rt.diffusion.blf import Group, Window, fuse, window_weights
+from skyreels_rt.diffusion.blf import Group, Window, window_weights
 from skyreels_rt.diffusion.guidance import combine, guidance_passes
 from skyreels_rt.diffusion.schedule import FlowSchedule
 from skyreels_rt.diffusion.solvers import EulerSolver
@@ -80,7 +80,7 @@ def make_arguments(case: Case, dtype: torch.dtype, seed: int = 0) -> dict[str, A
         "latents": drawn(case.channels, group.length).to(wide),
         "velocities": velocities,
         "starts": case.starts,
-        "weights": torch.stack(window_weights(group, case.overlap)).to(wide),
+        "weights": window_weights(group, case.overlap).to(wide),
         "guidance": tuple(p.weight for p in passes_of(case)),
         "delta": SCHEDULE.sigmas[STEP + 1] - SCHEDULE.sigmas[STEP],
         "num_pinned": case.num_pinned,
@@ -95,6 +95,19 @@ def reference(arguments: dict[str, Any], step: Any = _reference.blf_step) -> tor
 def passes_of(case: Case) -> tuple[Any, ...]:
     text, audio = SCALES[case.passes]
     return guidance_passes("audio_first", text, audio, has_text=case.passes == 3, has_audio=True)
+
+
+def fuse(combined: list[torch.Tensor], group: Group, weights: Any) -> torch.Tensor:
+    """Weighted average, latent by latent; the first window that covers a latent starts its sum."""
+    fused = torch.empty_like(combined[0][:, :1]).expand(-1, group.length, -1, -1).clone()
+    for n in range(group.length):
+        terms = [
+            velocity[:, n - window.start].float() * weight[n - window.start]
+            for window, velocity, weight in zip(group.windows, combined, weights, strict=True)
+            if window.start <= n < window.stop
+        ]
+        fused[:, n] = sum(terms[1:], start=terms[0])
+    return fused
 
 
 def chain(case: Case, arguments: dict[str, Any]) -> torch.Tensor:

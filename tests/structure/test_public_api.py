@@ -7,11 +7,12 @@ import pytest
 
 import skyreels_rt as rt
 from skyreels_rt import cli, env, errors, kernels
-from skyreels_rt.options import GenerateOptions
+from skyreels_rt.options import GenerateOptions, LiveOptions
 
 NAMES = [
-    "Engine", "FrameChunk", "GenerateOptions", "GenerationSummary", "MemoryEstimate", "Progress",
-    "SkyReelsError", "Video", "__version__",
+    "AsyncSession", "Engine", "FrameChunk", "GenerateOptions", "GenerationSummary", "Interruption",
+    "LiveOptions", "LiveSession", "MemoryEstimate", "Progress", "SkyReelsError", "Video",
+    "__version__",
 ]  # fmt: skip
 
 AUDIO = "(self, audio: 'str | Path | NDArray[Any]', **options: 'Unpack[GenerateOptions]')"
@@ -24,11 +25,17 @@ ENGINE = {
     "from_pretrained": (
         "(model: 'str | Path', *, device: 'str | torch.device' = 'auto', "
         "dtype: 'str | torch.dtype' = 'auto', "
-        "kernels: \"Literal['auto', 'reference'] | Mapping[str, str]\" = 'auto') -> 'Engine'"
+        "kernels: \"Literal['auto', 'reference'] | Mapping[str, str]\" = 'auto', "
+        "max_sessions: 'int' = 64) -> 'Engine'"
     ),
     "generate": f"{AUDIO} -> 'Video'",
     "generate_file": AUDIO.replace("(self, ", "(self, path: 'str | Path', ")
     + " -> 'GenerationSummary'",
+    "open_session": "(self, **options: 'Unpack[LiveOptions]') -> 'LiveSession'",
+    "restore_session": (
+        "(self, snapshot: 'bytes | str | Path', **options: 'Unpack[LiveOptions]') -> 'LiveSession'"
+    ),
+    "warmup": "(self) -> 'float'",
     "stream": f"{AUDIO} -> 'Iterator[FrameChunk]'",
 }
 
@@ -46,7 +53,13 @@ GENERATE_FLAGS = {
     "--json",
 }  # fmt: skip
 
+LIVE_OPTIONS = (OPTIONS - {"cancel", "on_progress", "sample_rate"}) | {
+    "idle", "max_ahead_s", "on_full",
+}  # fmt: skip
+
 ERRORS = {
+    "AdmissionRefused": "admission_refused", "QueueFull": "queue_full",
+    "SessionStateError": "session_state",
     "Cancelled": "cancelled", "FaceNotFound": "face_not_found",
     "InvalidArgument": "invalid_argument", "MediaError": "media",
     "MissingDependency": "missing_dependency", "ModelError": "model",
@@ -75,8 +88,9 @@ def test_engine_methods():
     assert found == ENGINE
 
 
-def test_generate_options():
+def test_options():
     assert set(GenerateOptions.__annotations__) == OPTIONS
+    assert set(LiveOptions.__annotations__) == LIVE_OPTIONS
 
 
 def test_command_line():

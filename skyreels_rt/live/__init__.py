@@ -1,0 +1,1 @@
+"""Live sessions: what a serving stack embeds; threads, asyncio and snapshots."""
