@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from skyreels_rt import cli_live
 from skyreels_rt.terminal import (
     Device,
     Dtype,
@@ -36,6 +37,9 @@ app = typer.Typer(
 )
 bench_app = typer.Typer(help="Measure; every command ends within minutes.", no_args_is_help=True)
 app.add_typer(bench_app, name="bench")
+app.command("stream")(cli_live.stream)
+app.command("serve")(cli_live.serve)
+bench_app.command("stream")(cli_live.bench_stream)
 
 
 @app.command()

@@ -282,9 +282,9 @@ class Conversation:
         message = await self._socket.receive()
         if message["type"] == "websocket.disconnect":
             raise WebSocketDisconnect(message.get("code", 1006))
-        text, data = message.get("text"), message.get("bytes")
-        content: str | bytes = text if text is not None else data or b""
-        size = len(content.encode("utf-8", "surrogatepass") if text is not None else data or b"")
+        text: str | None = message.get("text")
+        data: bytes = message.get("bytes") or b""
+        size = len(data) if text is None else len(text.encode("utf-8", "surrogatepass"))
         self._received_bytes += size
         self._service.metrics.received_bytes.inc(size)
         if size > self._limits.max_message_bytes:
@@ -293,7 +293,7 @@ class Conversation:
         if self._received_bytes > self._limits.max_bytes:
             limit = self._limits.max_bytes
             raise Refused("too_large", f"connection: expected at most {limit} bytes.")
-        return content
+        return data if text is None else text
 
     async def _send_segment(self, segment: Segment) -> None:
         await self._send({"bytes": segment.data}, len(segment.data))

@@ -67,11 +67,15 @@ class LiveRun:
         self._feeder = threading.Thread(target=self._feed, name="skyreels-rt feed", daemon=True)
 
     def __iter__(self) -> Iterator[FrameChunk]:
-        """Chunks as they are made; an error of the speech's source comes out here."""
+        """Chunks as they are made; an error of the speech's source comes out after the last."""
         self._feeder.start()
-        for chunk in self._session:
-            self._statistics.delivered(chunk)
-            yield chunk
+        try:
+            for chunk in self._session:
+                self._statistics.delivered(chunk)
+                yield chunk
+        except SessionStateError:
+            if self._failure is None:
+                raise
         if self._failure is not None:
             raise self._failure
 
@@ -89,17 +93,23 @@ class LiveRun:
 
     def _feed(self) -> None:
         try:
-            for block in self._blocks:
-                if self._stopped.is_set():
-                    return
-                # Counted when handed over: waiting in a full session is part of the latency.
-                self._statistics.pushed(len(block) / self._rate)
-                self._session.push_audio(block, self._rate)
-        except BaseException as error:  # handed to the iterating thread
-            self._failure = error
-        try:
-            self._statistics.ended()
-            self._session.end_audio()
-        except SessionStateError:
+            try:
+                self._push_blocks()
+            finally:  # what was said before an error is still shown
+                self._statistics.ended()
+                self._session.end_audio()
+        except BaseException as error:  # raised by the iterating thread
             if not self._stopped.is_set():
-                raise
+                # Of an end without any speech the cause says more than the end.
+                source = error.__context__ if isinstance(error, SessionStateError) else None
+                self._failure = source or error
+                if isinstance(error, SessionStateError):
+                    self._session.close()
+
+    def _push_blocks(self) -> None:
+        for block in self._blocks:
+            if self._stopped.is_set():
+                return
+            # Counted when handed over: waiting in a full session is part of the latency.
+            self._statistics.pushed(len(block) / self._rate)
+            self._session.push_audio(block, self._rate)
