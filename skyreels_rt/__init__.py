@@ -14,11 +14,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from skyreels_rt.engine import Engine, GenerationSummary
+    from skyreels_rt.engine import Engine, Health
     from skyreels_rt.errors import SkyReelsError
     from skyreels_rt.live.asynchronous import AsyncSession
     from skyreels_rt.live.session import Interruption, LiveSession
     from skyreels_rt.media.video import Video
+    from skyreels_rt.offline import GenerationSummary
     from skyreels_rt.options import GenerateOptions, LiveOptions
     from skyreels_rt.runtime.memory import MemoryEstimate
     from skyreels_rt.types import FrameChunk, Progress
@@ -31,6 +32,7 @@ __all__ = [
     "FrameChunk",
     "GenerateOptions",
     "GenerationSummary",
+    "Health",
     "Interruption",
     "LiveOptions",
     "LiveSession",
@@ -46,7 +48,8 @@ _HOMES = {
     "Engine": "skyreels_rt.engine",
     "FrameChunk": "skyreels_rt.types",
     "GenerateOptions": "skyreels_rt.options",
-    "GenerationSummary": "skyreels_rt.engine",
+    "GenerationSummary": "skyreels_rt.offline",
+    "Health": "skyreels_rt.engine",
     "Interruption": "skyreels_rt.live.session",
     "LiveOptions": "skyreels_rt.options",
     "LiveSession": "skyreels_rt.live.session",

@@ -28,7 +28,8 @@ from skyreels_rt.terminal import (
 )
 
 if TYPE_CHECKING:
-    from skyreels_rt.engine import Engine, GenerationSummary
+    from skyreels_rt.engine import Engine
+    from skyreels_rt.offline import GenerationSummary
     from skyreels_rt.options import GenerateOptions
     from skyreels_rt.types import Progress as JobProgress
 

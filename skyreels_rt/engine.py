@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,17 +22,19 @@ from skyreels_rt.conditioning.face import FaceFinder, face_available, face_statu
 from skyreels_rt.conditioning.portrait import prepare_portrait
 from skyreels_rt.conditioning.source_video import SourceTrack
 from skyreels_rt.diffusion.blf import full_group_stop
-from skyreels_rt.errors import InvalidArgument, MediaError, ModelError
-from skyreels_rt.job import JobSettings
+from skyreels_rt.errors import AdmissionRefused, InvalidArgument, ModelError
+from skyreels_rt.job import JobSettings, settings_of
 from skyreels_rt.kernels import KernelPlan
+from skyreels_rt.live.observer import SessionObserver
 from skyreels_rt.live.session import LiveSession, LiveSettings
 from skyreels_rt.live.snapshot import pack_snapshot, unpack_snapshot
-from skyreels_rt.media.audio_file import AudioSource, open_audio
+from skyreels_rt.media.audio_file import open_audio
 from skyreels_rt.media.encoder import AAC_SAMPLE_RATES
 from skyreels_rt.media.image import ImageInput, load_image
 from skyreels_rt.media.video import Video
 from skyreels_rt.media.video_file import open_video
 from skyreels_rt.media.video_writer import VideoWriter
+from skyreels_rt.offline import GenerationSummary, OfflineJob
 from skyreels_rt.options import (
     GenerateOptions,
     LiveOptions,
@@ -43,8 +46,9 @@ from skyreels_rt.options import (
 from skyreels_rt.progress import ProgressBar
 from skyreels_rt.runtime.device import resolve_device, resolve_dtype
 from skyreels_rt.runtime.memory import MemoryEstimate, activation_bytes
+from skyreels_rt.runtime.metrics import EngineMetrics
 from skyreels_rt.runtime.turns import Gate, Turns
-from skyreels_rt.session import Session, settings_of
+from skyreels_rt.session import Session
 from skyreels_rt.types import FrameChunk
 
 TINY_NAME = "tiny-random"
@@ -59,34 +63,28 @@ def embedded_models() -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class GenerationSummary:
-    """What a job did.
+class Health:
+    """State of an engine.
 
     Attributes
     ----------
-    num_frames, fps : int
-        Frames made, and their rate.
-    seed : int
-        Seed used.
-    seconds : float
-        Wall-clock seconds of the whole job.
-    stage_seconds : dict of str to float
-        Of them, by stage.
-    settings : JobSettings
-        Resolved options.
+    num_sessions, max_sessions : int
+        Live sessions that are open, and how many may be.
+    num_waiting : int
+        Of them, sessions that wait for their turn to compute.
+    seconds_since_chunk : float or None
+        Since any live session delivered frames; None before the first.
     """
 
-    num_frames: int
-    fps: int
-    seed: int
-    seconds: float
-    stage_seconds: dict[str, float]
-    settings: JobSettings
+    num_sessions: int
+    max_sessions: int
+    num_waiting: int
+    seconds_since_chunk: float | None
 
     @property
-    def rtf(self) -> float:
-        """Compute seconds per second of video; below 1 is faster than real time."""
-        return self.seconds * self.fps / self.num_frames
+    def has_room(self) -> bool:
+        """Whether one more session may open."""
+        return self.num_sessions < self.max_sessions
 
 
 class Engine:
@@ -106,8 +104,10 @@ class Engine:
         if isinstance(max_sessions, bool) or max_sessions < 1:
             raise InvalidArgument("max_sessions", expected="an integer >= 1", got=max_sessions)
         self._components = components
-        self._turns = Turns()
+        self._metrics = EngineMetrics()
+        self._turns = Turns(self._metrics.queue_seconds.observe)
         self._gate = Gate(max_sessions)
+        self._sessions: weakref.WeakSet[LiveSession] = weakref.WeakSet()
 
     @classmethod
     def from_pretrained(
@@ -406,6 +406,26 @@ class Engine:
             ),
         )
 
+    def health(self) -> Health:
+        """How the engine is doing, for a liveness probe."""
+        return Health(
+            num_sessions=self._gate.count,
+            max_sessions=self._gate.limit,
+            num_waiting=self._turns.num_waiting,
+            seconds_since_chunk=self._metrics.seconds_since_chunk,
+        )
+
+    def metrics(self) -> str:
+        """Counters, gauges and histograms of all live sessions, in Prometheus' text format."""
+        backlog = sum(max(0.0, one.buffered_s) for one in self._sessions if not one.is_closed)
+        self._metrics.audio_backlog_seconds.set(backlog)
+        self._metrics.sessions_waiting.set(self._turns.num_waiting)
+        device = self._components.device
+        if device.type == "cuda":
+            self._metrics.device_bytes.set(torch.cuda.memory_allocated(device), kind="allocated")
+            self._metrics.device_bytes.set(torch.cuda.memory_reserved(device), kind="reserved")
+        return self._metrics.text()
+
     @property
     def components(self) -> Components:
         """The frozen parts of the loaded model."""
@@ -413,7 +433,7 @@ class Engine:
 
     # --------------------------------------------------------------------------------- internals
 
-    def _job(self, audio: str | Path | NDArray[Any], options: GenerateOptions) -> _Job:
+    def _job(self, audio: str | Path | NDArray[Any], options: GenerateOptions) -> OfflineJob:
         """Check every input, in the order a caller would fix them, and open a session."""
         settings = resolve_settings(self._components, options)
         source_audio = open_audio(audio, options.get("sample_rate"))
@@ -436,7 +456,7 @@ class Engine:
             is_cancelled=cancel.is_set if cancel is not None else None,
             turns=self._turns,
         )
-        return _Job(source_audio, session, settings, bar)
+        return OfflineJob(source_audio, session, settings, bar)
 
     def _live(
         self,
@@ -445,18 +465,27 @@ class Engine:
         live: LiveSettings,
     ) -> LiveSession:
         """Open a live session if one more may be."""
-        release = self._gate.enter()
         try:
-            return LiveSession(
+            release = self._gate.enter()
+        except AdmissionRefused:
+            self._metrics.sessions.inc(outcome="refused")
+            raise
+        observer = SessionObserver(self._metrics)
+        try:
+            session = LiveSession(
                 open_core,
                 live,
                 pack=lambda state: pack_snapshot(self._components, state),
                 load_portrait=lambda image: self._portrait(settings, image, _finder()),
+                observer=observer,
                 on_close=release,
             )
         except BaseException:
+            observer.closed()
             release()
             raise
+        self._sessions.add(session)
+        return session
 
     def _portrait(
         self, settings: JobSettings, image: ImageInput, finder: FaceFinder | None
@@ -511,34 +540,3 @@ class Engine:
 def _finder() -> FaceFinder | None:
     """What finds faces, where it is installed."""
     return FaceFinder() if face_available() else None
-
-
-@dataclass
-class _Job:
-    """An open session and the speech that drives it; closes both."""
-
-    audio: AudioSource
-    session: Session
-    settings: JobSettings
-    bar: ProgressBar | None
-
-    def chunks(self) -> Iterator[FrameChunk]:
-        """Push the speech block by block and yield what becomes ready."""
-        for block in self.audio.blocks():
-            self.session.push_audio(block, self.audio.sample_rate)
-            yield from self.session.frames()
-            if self.session.is_finished:  # the source video ended before the speech
-                break
-        else:
-            self.session.end_audio()
-            yield from self.session.frames()
-        if self.session.num_frames_done == 0:
-            raise MediaError("video: holds no frame at the model's frame rate.", stage="video")
-
-    def __enter__(self) -> _Job:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.session.close()
-        if self.bar is not None:
-            self.bar.close()

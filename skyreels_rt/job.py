@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from skyreels_rt.config import GuidanceForm, Ramp, SolverName
+from skyreels_rt.types import PartState
 
 
 @dataclass(frozen=True)
@@ -43,3 +44,8 @@ class JobSettings:
     overlap: int
     horizon: int
     ramp: Ramp
+
+
+def settings_of(state: PartState) -> JobSettings:
+    """Options of the session that gave ``state``."""
+    return JobSettings(**state.facts["settings"])

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from skyreels_rt.appearance import Appearance
 from skyreels_rt.audio.resample import SPEECH_RATE
-from skyreels_rt.audio.speech_tail import SpeechTail
+from skyreels_rt.audio.speech_tail import SpeechTail, checked_pcm
 from skyreels_rt.audio.token_track import TokenTrack
 from skyreels_rt.components import Components
 from skyreels_rt.conditioning.condition_track import (
@@ -39,7 +39,7 @@ from skyreels_rt.diffusion.predictor import LeadingSlot, WindowPredictor
 from skyreels_rt.diffusion.schedule import FlowSchedule
 from skyreels_rt.diffusion.solvers import make_solver
 from skyreels_rt.errors import Cancelled, InvalidArgument, MediaError, NonFinite
-from skyreels_rt.job import JobSettings
+from skyreels_rt.job import JobSettings, settings_of
 from skyreels_rt.kernels import frames_to_uint8
 from skyreels_rt.models.vae import VAECache
 from skyreels_rt.runtime.timing import StageClock
@@ -130,6 +130,8 @@ class Session:
         self._first_kept = 0  # latent index of _kept[:, 0]; _kept reaches up to _planned
         self._decoder_cache: VAECache | None = None
         self._frame_index = 0
+        self.group_needed_s = Fraction(0)
+        """Seconds of speech that had to be there before the group at hand could start."""
 
     # ---------------------------------------------------------------------------------- audio in
 
@@ -496,6 +498,8 @@ class Session:
                     on_step=on_step,
                     is_cancelled=self._is_cancelled,
                 )
+        whole = Fraction(self.speech.num_samples, self.speech.sample_rate or 1)
+        self.group_needed_s = min(whole, self._needed_s(group.emitted))
         self._keep(group, latents)
 
     def _predictor(self, group: Group, channels: Tensor) -> WindowPredictor:
@@ -576,23 +580,3 @@ class Session:
     def _report(self, stage: str, done: int, total: int | None) -> None:
         if self._on_progress is not None:
             self._on_progress(Progress(stage, done, total, self._frame_index))
-
-
-def settings_of(state: PartState) -> JobSettings:
-    """Options of the session that gave ``state``."""
-    return JobSettings(**state.facts["settings"])
-
-
-def checked_pcm(pcm: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Samples as (S, channels), after checking them."""
-    if not isinstance(pcm, np.ndarray) or pcm.dtype != np.float32 or pcm.ndim not in (1, 2):
-        kind = f"{pcm.dtype} {pcm.shape}" if isinstance(pcm, np.ndarray) else type(pcm).__name__
-        raise InvalidArgument(
-            "pcm",
-            expected="a float32 array (S,) or (S, channels)",
-            got=kind,
-            hint="Divide 16-bit samples by 32768.",
-        )
-    if not np.isfinite(pcm).all():
-        raise NonFinite("pcm: holds NaN or infinity.", stage="audio")
-    return pcm[:, None] if pcm.ndim == 1 else pcm

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from skyreels_rt.errors import InvalidArgument
+from skyreels_rt.errors import InvalidArgument, NonFinite
 from skyreels_rt.types import PartState
 
 
@@ -97,3 +97,18 @@ class SpeechTail:
         self._blocks = [held[count:]]
         self._first_sample = stop
         return held[:count].copy()
+
+
+def checked_pcm(pcm: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Samples as (S, channels), after checking them."""
+    if not isinstance(pcm, np.ndarray) or pcm.dtype != np.float32 or pcm.ndim not in (1, 2):
+        kind = f"{pcm.dtype} {pcm.shape}" if isinstance(pcm, np.ndarray) else type(pcm).__name__
+        raise InvalidArgument(
+            "pcm",
+            expected="a float32 array (S,) or (S, channels)",
+            got=kind,
+            hint="Divide 16-bit samples by 32768.",
+        )
+    if not np.isfinite(pcm).all():
+        raise NonFinite("pcm: holds NaN or infinity.", stage="audio")
+    return pcm[:, None] if pcm.ndim == 1 else pcm

@@ -22,11 +22,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skyreels_rt.audio.resample import SPEECH_RATE, SpeechResampler
-from skyreels_rt.errors import Cancelled, InvalidArgument, QueueFull, SessionStateError
+from skyreels_rt.audio.speech_tail import checked_pcm
+from skyreels_rt.errors import (
+    Cancelled,
+    InvalidArgument,
+    QueueFull,
+    SessionStateError,
+    SkyReelsError,
+)
 from skyreels_rt.live.asynchronous import AsyncSession
+from skyreels_rt.live.observer import SessionObserver
 from skyreels_rt.media.image import ImageInput
 from skyreels_rt.runtime.turns import Turns
-from skyreels_rt.session import Session, checked_pcm
+from skyreels_rt.session import Session
 from skyreels_rt.types import FrameChunk, PartState
 
 OnFull = Literal["wait", "raise"]
@@ -81,6 +89,8 @@ class LiveSession:
         Writes a state as bytes (:func:`skyreels_rt.live.snapshot.pack_snapshot`).
     load_portrait : callable
         Reads an image in the output's shape.
+    observer : SessionObserver
+        Is told what happens.
     on_close : callable, optional
         Called once when the session closes.
 
@@ -97,10 +107,12 @@ class LiveSession:
         *,
         pack: Callable[[PartState], bytes],
         load_portrait: Callable[[ImageInput], NDArray[np.uint8]],
+        observer: SessionObserver,
         on_close: Callable[[], None] | None = None,
     ) -> None:
         self._pack = pack
         self._load_portrait = load_portrait
+        self._observer = observer
         self._on_close = on_close
         self._compute = Turns()  # held by whoever touches the core
         self._changed = threading.Condition()  # guards what follows
@@ -224,14 +236,12 @@ class LiveSession:
             with self._compute.hold():
                 self._require_open("frames")
                 self._feed()
-                try:
-                    chunk = self._core.next_chunk()
-                except Cancelled:
-                    chunk = None  # closed or interrupted: what follows tells which
+                chunk = self._computed()
                 if chunk is not None:
-                    self._note_delivery()
+                    self._note_delivery(chunk)
                     return chunk
                 if self._core.is_finished:
+                    self._observer.finished()
                     return None
             if not wait:
                 return None
@@ -257,6 +267,7 @@ class LiveSession:
         InvalidArgument
             The session edits a source video, which cannot go back.
         """
+        started = time.monotonic()
         with self._changed:
             self._require_open("interrupt")
             self._interrupts += 1
@@ -265,11 +276,13 @@ class LiveSession:
                 self._require_open("interrupt")
                 self._core.rewind()
                 with self._changed:
+                    dropped = self.buffered_s
                     self._inbox.clear()
                     self._ending = self._core.is_finished
                     self._cut += 1
                     self._pushed = self._core.speech.num_samples
                     index = self._delivered
+                    self._observer.interrupted(dropped_s=dropped, fps=self.fps, started=started)
         finally:
             with self._changed:
                 self._interrupts -= 1
@@ -336,6 +349,7 @@ class LiveSession:
         if first:
             with self._compute.hold():
                 self._core.close()
+            self._observer.closed()
             if self._on_close is not None:
                 self._on_close()
 
@@ -430,9 +444,11 @@ class LiveSession:
     def _take(self, block: NDArray[np.float32]) -> int:
         """Put what fits into the inbox; how many samples that were."""
         count = min(len(block), self._room())
+        assert self._format is not None
         if count:
             self._inbox.append(block[:count].copy())
             self._pushed += count
+            self._observer.pushed(Fraction(self._pushed, self._format.sample_rate))
             self._changed.notify_all()
         return count
 
@@ -447,8 +463,24 @@ class LiveSession:
         if ending:
             self._core.end_audio()
 
-    def _note_delivery(self) -> None:
+    def _computed(self) -> FrameChunk | None:
+        """The core's next chunk; None when audio is missing, or when it was told to stop."""
+        try:
+            return self._core.next_chunk()
+        except Cancelled:
+            return None
+        except SkyReelsError as error:
+            self._observer.failed(error)
+            raise
+
+    def _note_delivery(self, chunk: FrameChunk) -> None:
         with self._changed:
+            self._observer.delivered(
+                chunk,
+                fps=self.fps,
+                needed=self._core.group_needed_s,
+                stages=self._core.clock.seconds,
+            )
             if self._delivered == 0:
                 self._started = time.monotonic()
             self._delivered = self._core.num_frames_done

@@ -306,9 +306,14 @@ class EngineMetrics(Metrics):
         self._last_chunk = time.monotonic()
         self.frames.inc(num_frames)
 
+    @property
+    def seconds_since_chunk(self) -> float | None:
+        """Time since any session delivered a chunk; None before the first."""
+        return None if self._last_chunk is None else time.monotonic() - self._last_chunk
+
     def _chunk_age(self) -> float:
-        last = self._last_chunk
-        return math.nan if last is None else time.monotonic() - last
+        age = self.seconds_since_chunk
+        return math.nan if age is None else age
 
 
 def _number(value: float) -> str:

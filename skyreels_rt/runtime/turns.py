@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,9 +19,15 @@ class Turns:
 
     A unit is one denoising step or one decoded latent. Kernels use every core or the whole device,
     so two units at once would only slow each other down.
+
+    Parameters
+    ----------
+    on_wait : callable, optional
+        Told the seconds that each taker waited.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_wait: Callable[[float], None] | None = None) -> None:
+        self._on_wait = on_wait
         self._guard = threading.Lock()
         self._taken = False
         self._waiting: deque[threading.Event] = deque()
@@ -44,6 +51,12 @@ class Turns:
 
     def acquire(self, is_cancelled: Callable[[], bool] | None) -> None:
         """Wait for the turn; see :meth:`hold`."""
+        start = time.monotonic()
+        self._wait(is_cancelled)
+        if self._on_wait is not None:
+            self._on_wait(time.monotonic() - start)
+
+    def _wait(self, is_cancelled: Callable[[], bool] | None) -> None:
         with self._guard:
             if not self._taken:
                 self._taken = True

@@ -10,7 +10,8 @@ from skyreels_rt import cli, env, errors, kernels
 from skyreels_rt.options import GenerateOptions, LiveOptions
 
 NAMES = [
-    "AsyncSession", "Engine", "FrameChunk", "GenerateOptions", "GenerationSummary", "Interruption",
+    "AsyncSession", "Engine", "FrameChunk", "GenerateOptions", "GenerationSummary", "Health",
+    "Interruption",
     "LiveOptions", "LiveSession", "MemoryEstimate", "Progress", "SkyReelsError", "Video",
     "__version__",
 ]  # fmt: skip
@@ -31,6 +32,8 @@ ENGINE = {
     "generate": f"{AUDIO} -> 'Video'",
     "generate_file": AUDIO.replace("(self, ", "(self, path: 'str | Path', ")
     + " -> 'GenerationSummary'",
+    "health": "(self) -> 'Health'",
+    "metrics": "(self) -> 'str'",
     "open_session": "(self, **options: 'Unpack[LiveOptions]') -> 'LiveSession'",
     "restore_session": (
         "(self, snapshot: 'bytes | str | Path', **options: 'Unpack[LiveOptions]') -> 'LiveSession'"

@@ -1,0 +1,148 @@
+"""Live sessions for hours: memory, interruptions, open and close. Runs with -m slow (make soak)."""
+
+import gc
+import os
+import random
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import skyreels_rt as rt
+from skyreels_rt import errors
+from skyreels_rt.testing.tiny import TinyModel, tiny_components
+
+pytestmark = pytest.mark.slow
+
+RATE = 16_000
+FAST = TinyModel().with_generation(
+    height=32, width=32, window=13, overlap=1, num_steps=1, audio_guidance_scale=1.0
+)
+NOISE = 0.1 * np.random.default_rng(0).standard_normal(60 * RATE).astype(np.float32)
+PORTRAIT = np.random.default_rng(1).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+MAX_SLOPE = 1.0  # MiB per 10,000 frames
+
+
+@pytest.fixture(scope="module")
+def engine():
+    return rt.Engine(tiny_components(FAST))
+
+
+def resident_mib():
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def slope_of(session, num_frames, keep=None):
+    """MiB per 10,000 frames over the second half of ``num_frames``, and sizes of the state."""
+    done, points, sizes = 0, [], []
+    while done < num_frames:
+        session.push_audio(NOISE[: 5 * RATE], RATE)
+        for chunk in session.frames():
+            done += len(chunk.frames)
+            if keep is not None:
+                keep.append(chunk.frames.copy())
+        if done >= num_frames * len(points) / 40:
+            points.append((done, resident_mib()))
+            sizes.append(len(session.snapshot()))
+    half = [(x, y) for x, y in points if x >= num_frames / 2]
+    assert len(half) >= 15
+    return np.polyfit(*zip(*half, strict=True), 1)[0] * 10_000, sizes
+
+
+def test_memory_of_a_long_stream_is_flat(engine):
+    with engine.open_session(image=PORTRAIT) as session:
+        slope, sizes = slope_of(session, 100_000)
+    assert slope <= MAX_SLOPE
+    assert max(sizes[20:]) <= max(sizes[:20]) + 64  # digits of the counters
+
+
+def test_a_leak_is_seen(engine):
+    with engine.open_session(image=PORTRAIT) as session:
+        slope, _ = slope_of(session, 20_000, keep=[])
+    assert slope > MAX_SLOPE
+
+
+def test_interrupt_at_200_random_moments():
+    """No step begins after interrupt() returned, and at most the one at hand ends."""
+    engine = rt.Engine(tiny_components(FAST.with_generation(num_steps=20)))
+    transformer, calls = engine.components.transformer, []
+    forward = transformer.forward
+
+    def counted(*arguments, **options):
+        result = forward(*arguments, **options)
+        calls.append(time.perf_counter())
+        return result
+
+    transformer.forward = counted
+    rng = random.Random(0)
+    with engine.open_session(image=PORTRAIT) as session:
+        frames = []
+
+        def take():
+            try:
+                frames.extend(session)
+            except errors.SessionStateError:
+                return
+
+        taker = threading.Thread(target=take)
+        taker.start()
+        for _ in range(200):
+            session.push_audio(NOISE[: 4 * RATE], RATE)
+            time.sleep(rng.uniform(0, 0.1))
+            before = len(calls)
+            cut = session.interrupt()
+            assert len(calls) - before <= 1
+            assert session.buffered_s == pytest.approx(0, abs=1e-9)
+            assert cut.frame_index == sum(len(chunk.frames) for chunk in list(frames))
+        session.close()
+        taker.join()
+
+
+def test_500_sessions_leave_nothing_behind(engine, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    def held():
+        gc.collect()
+        folders = ("/proc/self/fd", "/proc/self/task", tmp_path)
+        return [len(list(Path(folder).iterdir())) for folder in folders]
+
+    def cycle(kind):
+        with engine.open_session(image=PORTRAIT) as session:
+            if kind:
+                session.push_audio(NOISE[: 4 * RATE], RATE)
+                next(session.frames())
+            if kind == 2:
+                session.snapshot()
+
+    cycle(2)
+    before = held()
+    for number in range(500):
+        cycle(number % 3)
+    assert held() == before
+    assert engine.health().num_sessions == 0
+
+
+def test_a_producer_ten_times_too_fast_waits(engine):
+    """The queue holds what it may; the producer goes at the pace of the consumer."""
+    highest = []
+    with engine.open_session(image=PORTRAIT, max_ahead_s=4.0) as session:
+
+        def produce():
+            for piece in np.split(NOISE, 600):
+                session.push_audio(piece, RATE)
+                highest.append(session.buffered_s)
+            session.end_audio()
+
+        producer = threading.Thread(target=produce)
+        producer.start()
+        frames = 0
+        for chunk in session:
+            frames += len(chunk.frames)
+            time.sleep(0.002)
+        producer.join()
+    assert frames == 1_500
+    assert max(highest) <= 4.0 + 1 / RATE
