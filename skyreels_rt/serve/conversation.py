@@ -7,7 +7,7 @@ import json
 import logging
 import time
 from collections.abc import Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -38,6 +38,7 @@ from skyreels_rt.serve.protocol import (
     parse_command,
     parse_start,
 )
+from skyreels_rt.serve.sessions import SessionKeeper
 from skyreels_rt.streaming.needs import AudioNeeds
 from skyreels_rt.streaming.pcm import PCMFormat
 from skyreels_rt.streaming.statistics import LiveStatistics
@@ -63,6 +64,7 @@ class Service:
     access: Access
     places: Places
     metrics: ServeMetrics
+    sessions: SessionKeeper = field(default_factory=SessionKeeper)
 
 
 class Conversation:
@@ -121,8 +123,7 @@ class Conversation:
                 "seed": request.seed,
                 "idle": request.idle,
             }
-            opening = await asyncio.to_thread(self._service.engine.open_session, **options)
-            async with opening as session:
+            async with self._service.sessions.session(self._service.engine, options) as session:
                 await self._stream(session, request)
         await self._socket.close(NORMAL_CLOSE)
 

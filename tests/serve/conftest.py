@@ -109,8 +109,9 @@ def freed():
         service = client.app.state.service
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            if not (service.places.sessions or service.places.connections):
-                return service.engine.health().num_sessions == 0
+            held = service.places.sessions + service.places.connections
+            if held + service.engine.health().num_sessions == 0:
+                return True
             time.sleep(0.01)
         return False
 

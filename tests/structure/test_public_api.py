@@ -100,8 +100,10 @@ def test_command_line():
     import typer
 
     command = typer.main.get_command(cli.app)
-    assert set(command.commands) == {"generate", "doctor", "bench", "eval", "train"}
-    assert set(command.commands["bench"].commands) == {"kernels", "step"}
+    assert set(command.commands) == {
+        "generate", "stream", "serve", "doctor", "bench", "eval", "train",
+    }  # fmt: skip
+    assert set(command.commands["bench"].commands) == {"kernels", "step", "stream"}
     for name, expected in (
         ("generate", GENERATE_FLAGS), ("eval", EVAL_FLAGS), ("train", TRAIN_FLAGS),
     ):  # fmt: skip
