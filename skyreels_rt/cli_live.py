@@ -32,12 +32,15 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from skyreels_rt.engine import Engine
+    from skyreels_rt.media.audio_file import AudioSource
     from skyreels_rt.options import LiveOptions
     from skyreels_rt.streaming.pcm import PCMFormat
     from skyreels_rt.streaming.sinks import FrameSink
     from skyreels_rt.streaming.statistics import LiveFigures
 
 STANDARD = "-"
+_SYNTHESISED = 2004
+"""Held-out clip whose voice is used where no recording is given."""
 
 LiveModel = Annotated[str, typer.Option(help='Model folder, or "demo-fast" or "tiny-random".')]
 Image = Annotated[
@@ -184,7 +187,7 @@ def bench_stream(
         with _figures_on_screen() as show:
             report = measure_stream(
                 engine,
-                audio=audio,
+                voice=_voice(audio),
                 image=_portrait(image),
                 seconds=seconds,
                 sessions=sessions,
@@ -195,6 +198,24 @@ def bench_stream(
         Console().print(report_table(report))
         if json_file is not None:
             report.write(json_file)
+
+
+def _voice(audio: Path | None) -> AudioSource:
+    """A recording, or speech of a held-out voice."""
+    from skyreels_rt.media.audio_file import open_audio
+
+    if audio is not None:
+        return open_audio(audio)
+    try:
+        from skyreels_rt.training.data.triplets import TripletSource
+
+        clip = TripletSource("held_out", 256, 10.0, 0.0).triplet(_SYNTHESISED)
+    except ImportError as error:
+        raise MissingDependency(
+            f"bench stream: {error.name} is not installed.",
+            hint="Give --audio FILE, or install the [train] extra.",
+        ) from error
+    return open_audio(clip.audio[:, None], 16_000)
 
 
 def _portrait(image: str | None) -> str | Path | None:

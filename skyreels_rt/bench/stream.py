@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from skyreels_rt.audio.resample import ResampledAudio
-from skyreels_rt.errors import InvalidArgument, MissingDependency
-from skyreels_rt.media.audio_file import open_audio
+from skyreels_rt.errors import InvalidArgument
+from skyreels_rt.media.audio_file import AudioSource
 from skyreels_rt.media.encoder import AAC_SAMPLE_RATES
 from skyreels_rt.options import LiveOptions, resolve_settings
 from skyreels_rt.report import Report, Row
@@ -31,13 +31,12 @@ if TYPE_CHECKING:
 MAX_RTF = 1.0
 MAX_FIRST_FRAME_S = 0.6
 MAX_FIRST_NEED_S = 1.6
-_SYNTHETIC_CLIP = 2004
 
 
 def measure_stream(
     engine: Engine,
     *,
-    audio: Path | None,
+    voice: AudioSource,
     image: str | Path | None,
     seconds: float,
     sessions: int,
@@ -51,8 +50,8 @@ def measure_stream(
     ----------
     engine : Engine
         The loaded model.
-    audio : Path or None
-        Recorded voice, repeated until ``seconds``; None synthesises one ([train] extra).
+    voice : AudioSource
+        Speech, repeated until ``seconds``.
     image : path or None
         Portrait.
     seconds : float
@@ -80,7 +79,7 @@ def measure_stream(
         raise InvalidArgument("sessions", expected="1 to 64", got=sessions)
     if not 1 <= seconds <= 3600:
         raise InvalidArgument("seconds", expected="1 to 3600", got=seconds)
-    voice, rate = _voice(audio, seconds)
+    samples, rate = _voice(voice, seconds)
     options: LiveOptions = {"image": image, "horizon": horizon}
     settings = resolve_settings(engine.components, options, LiveOptions)
     needs = AudioNeeds(engine.components, settings)
@@ -90,7 +89,7 @@ def measure_stream(
 
     def run(number: int) -> None:
         try:
-            blocks = paced(in_blocks([voice], rate), rate)
+            blocks = paced(in_blocks([samples], rate), rate)
             session = engine.open_session(**options)
             with LiveRun(session, blocks, rate, collected[number]) as live:
                 for _ in live:
@@ -110,7 +109,7 @@ def measure_stream(
     if problems:
         raise problems[0]
     figures = [one.figures() for one in collected]
-    expected = -(-len(voice) * settings.fps // rate)
+    expected = -(-len(samples) * settings.fps // rate)
     return Report(
         command=command,
         device=str(engine.components.device),
@@ -119,7 +118,7 @@ def measure_stream(
         rows=_rows(figures, needs, settings.fps, expected, elapsed, busy),
         details={
             "model": engine.components.name,
-            "voice": "synthesised" if audio is None else audio.name,
+            "voice": Path(voice.name).name,
             "sessions": sessions,
             "seconds": seconds,
             "settings": vars(settings),
@@ -160,9 +159,8 @@ def _rows(
     ]  # fmt: skip
 
 
-def _voice(audio: Path | None, seconds: float) -> tuple[NDArray[np.float32], int]:
+def _voice(source: AudioSource, seconds: float) -> tuple[NDArray[np.float32], int]:
     """``seconds`` of speech (S, channels), repeated as often as it takes, and its rate."""
-    source = open_audio(_synthesised(), 16_000) if audio is None else open_audio(audio)
     if source.sample_rate not in AAC_SAMPLE_RATES:
         source = ResampledAudio(source, 48_000)
     length, have = int(seconds * source.sample_rate), 0
@@ -173,16 +171,3 @@ def _voice(audio: Path | None, seconds: float) -> tuple[NDArray[np.float32], int
         if have >= length:
             break
     return np.concatenate(blocks)[:length], source.sample_rate
-
-
-def _synthesised() -> NDArray[np.float32]:
-    """Speech of a held-out voice."""
-    try:
-        from skyreels_rt.training.data.triplets import TripletSource
-
-        return TripletSource("held_out", 256, 10.0, 0.0).triplet(_SYNTHETIC_CLIP).audio[:, None]
-    except ImportError as error:
-        raise MissingDependency(
-            f"bench stream: {error.name} is not installed.",
-            hint="Give --audio FILE, or install the [train] extra.",
-        ) from error
