@@ -57,7 +57,10 @@ def server():
 @pytest.fixture(scope="module")
 def browser():
     with playwright.sync_playwright() as driver:
-        flags = ["--autoplay-policy=no-user-gesture-required", "--no-sandbox"]
+        flags = [
+            "--autoplay-policy=no-user-gesture-required", "--no-sandbox",
+            "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream",
+        ]  # fmt: skip
         chromium = driver.chromium.launch(executable_path=CHROMIUM, args=flags)
         yield chromium
         chromium.close()
@@ -118,6 +121,22 @@ def test_closing_the_tab_frees_the_session(server, browser, shared_data):
     assert engine.health().num_sessions == 1
     page.close()
     assert no_session_within(engine, 2.0)
+
+
+def test_microphone_and_interruption(server, browser):
+    page, problems = open_page(browser, server[0])
+    page.click("#speak")
+    page.wait_for_selector("body[data-state=speaking]", timeout=240_000)
+    assert page.evaluate("document.getElementById('video').muted")
+    page.click("#interrupt")
+    page.wait_for_selector("body[data-state=listening]", timeout=60_000)
+    assert "Interrupted after" in page.inner_text("#status")
+    page.wait_for_selector("body[data-state=speaking]", timeout=240_000)
+    page.click("#stop")
+    page.wait_for_selector("body[data-state=done]", timeout=240_000)
+    assert problems == []
+    page.close()
+    assert no_session_within(server[1], 2.0)
 
 
 def test_errors_are_words(server, browser, tmp_path):

@@ -61,7 +61,7 @@ export class Microphone {
     if (this.node) this.node.disconnect();
     this.source.disconnect();
     for (const track of this.stream.getTracks()) track.stop();
-    this.context.close();
+    if (this.context.state !== "closed") this.context.close();
   }
 }
 
