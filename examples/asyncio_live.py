@@ -33,7 +33,7 @@ async def main() -> None:
     """Speak, be interrupted, speak again."""
     engine = rt.Engine.from_pretrained(sys.argv[1] if len(sys.argv) > 1 else "demo-fast")
     async with engine.open_session(image=portrait_path("ada")) as session:
-        await say(session, hum(4.0, 140))
+        await say(session, hum(8.0, 140))
         frames, interrupted = 0, False
         async for chunk in session:
             frames += len(chunk.frames)
