@@ -11,6 +11,7 @@ from torch import Tensor
 from skyreels_rt.diffusion.blf import Group, Window
 from skyreels_rt.diffusion.guidance import GuidancePass
 from skyreels_rt.models.attention import KeysValues
+from skyreels_rt.models.audio_adapter import AudioContext
 from skyreels_rt.models.transformer import ContextCache, SkyReelsTransformer
 
 
@@ -98,7 +99,7 @@ class WindowPredictor:
         self._channels = channels
         self._tokens = {True: tokens, False: silent_tokens}
         self._slot = slot
-        self._audio: dict[tuple[Window, bool], tuple[KeysValues, ...]] = {}
+        self._audio: dict[tuple[Window, bool], tuple[AudioContext, ...]] = {}
         self._rope: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __call__(self, window: Window, latents: Tensor, step: int, timestep: float) -> Tensor:

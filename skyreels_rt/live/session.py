@@ -8,6 +8,7 @@ sessions of the engine. ``async with`` gives the same for asyncio
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 import time
@@ -36,6 +37,11 @@ from skyreels_rt.media.image import ImageInput
 from skyreels_rt.runtime.turns import Turns
 from skyreels_rt.session import Session
 from skyreels_rt.types import FrameChunk, PartState
+
+_PATIENCE_S = 5.0
+"""Seconds that a push waits before it looks around."""
+
+logger = logging.getLogger(__name__)
 
 OnFull = Literal["wait", "raise"]
 """What a push does when more audio would wait than allowed."""
@@ -120,6 +126,7 @@ class LiveSession:
         self._closed = False
         self._interrupts = 0  # interruptions under way
         self._cut = 0  # interruptions so far: a push that waits is part of what they drop
+        self._taker: int | None = None  # thread that took frames last
         self._started = 0.0  # clock when playing could start
         self._core = core = open_core(self._must_stop)
         self.settings = settings
@@ -140,8 +147,8 @@ class LiveSession:
         """Add speech of any length.
 
         With ``on_full="wait"`` it waits, piece by piece, until another thread has taken frames; an
-        interruption meanwhile drops the rest. A single thread must not push more than
-        ``max_ahead_s`` between two looks at :meth:`frames`.
+        interruption meanwhile drops the rest. The thread that takes the frames itself must not push
+        more than ``max_ahead_s`` in between: it would wait for itself, which raises.
 
         Parameters
         ----------
@@ -157,7 +164,8 @@ class LiveSession:
         NonFinite
             NaN or infinity. Nothing was taken.
         QueueFull
-            With ``on_full="raise"``. Nothing was taken.
+            With ``on_full="raise"``: nothing was taken. Or the pushing thread would wait for
+            itself: what fitted was taken.
         SessionStateError
             The session is closed, or its audio has ended.
         """
@@ -176,7 +184,7 @@ class LiveSession:
             while taken < len(block):
                 taken += self._take(block[taken:])
                 if taken < len(block):
-                    self._changed.wait()
+                    self._wait_for_room()
                     if self._cut != cut:
                         return
                     self._require_speaking("push_audio")
@@ -235,6 +243,7 @@ class LiveSession:
         while True:
             with self._compute.hold():
                 self._require_open("frames")
+                self._taker = threading.get_ident()
                 self._feed()
                 chunk = self._computed()
                 if chunk is not None:
@@ -451,6 +460,18 @@ class LiveSession:
             self._observer.pushed(Fraction(self._pushed, self._format.sample_rate))
             self._changed.notify_all()
         return count
+
+    def _wait_for_room(self) -> None:
+        """Wait until frames were taken; never for the thread at hand."""
+        if self._taker == threading.get_ident():
+            raise QueueFull(
+                f"{self.settings.max_ahead_s} s of audio wait for their frames, and the thread "
+                "that takes frames is the one that pushes.",
+                stage="audio",
+                hint="Push from another thread, push less at once, or raise max_ahead_s.",
+            )
+        if not self._changed.wait(_PATIENCE_S) and self._taker is None:
+            logger.warning("push_audio waits, and no thread has ever taken frames")
 
     def _feed(self) -> None:
         """Give the core what was pushed; called with the core held."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from skyreels_rt.audio.whisper import build_whisper_encoder
 from skyreels_rt.components import save_components
-from skyreels_rt.config import GenerationConfig
+from skyreels_rt.config import AudioFeatureConfig, GenerationConfig
 from skyreels_rt.kernels import KernelPlan
 from skyreels_rt.models.text_encoder import PAD, ByteTextEncoder
 from skyreels_rt.models.tiny_vae import TinyVAE
@@ -21,6 +22,7 @@ from skyreels_rt.training.sizes import ModelSizes
 _MAX_SHARD_BYTES = 7e6
 _FRAMES, _MOUTH_PARAMETERS = 4, 5
 _LOOKS = 19  # classes of text_stage.LOOKS
+_ENGINE_STEP = 8  # features: 160 ms
 
 
 class PortraitModel(nn.Module):
@@ -121,11 +123,20 @@ class PortraitModel(nn.Module):
             text_encoder=shipped.text_encoder,
             audio_encoder=shipped.audio_encoder,
             audio_config=self.sizes.whisper,
-            audio_features=self.sizes.audio_features,
+            audio_features=engine_grid(self.sizes.audio_features),
             generation=generation,
             dtype=torch.bfloat16,
             max_shard_bytes=_MAX_SHARD_BYTES,
         )
+
+
+def engine_grid(trained: AudioFeatureConfig) -> AudioFeatureConfig:
+    """Grid that the engine runs: finer steps of the same context, so that speech waits less.
+
+    Its features are the last ones of a training step, with the same look-ahead.
+    """
+    step = min(_ENGINE_STEP, trained.step)
+    return replace(trained, past=trained.past + trained.step - step, step=step)
 
 
 def _initialise(model: PortraitModel) -> None:

@@ -37,11 +37,15 @@ class Distillation:
         Guided steps of the teacher for one of the student's.
     audio_guidance_scale : float
         Of the teacher.
+    window: int
+        Latents of the student's windows when it runs, if that is less than the teacher's: live
+        speech waits less for a short window.
     """
 
     optimisation: Optimisation
     lesson: Lesson
     num_steps: int = 4
+    window: int = 7
     teacher_steps: int = 3
     audio_guidance_scale: float = 1.5
 

@@ -256,8 +256,12 @@ def _run_distil(recipe: Recipe, folder: Path, until: int | None, every_s: float)
     # The two models share their encoders, so only one copy of them is shipped.
     for model in (teacher, student):
         _continue_from(model, folder, "speech", "text", "flow")
+    taught = recipe.sizes.generation
     generation = replace(
-        recipe.sizes.generation, num_steps=plan.num_steps, audio_guidance_scale=1.0
+        taught,
+        num_steps=plan.num_steps,
+        audio_guidance_scale=1.0,
+        window=min(taught.window, plan.window),
     )
     objective = DistillationObjective(
         student, teacher, _sampler(recipe, folder, generation.shift), plan.lesson,

@@ -318,6 +318,16 @@ def test_a_full_queue_waits_for_the_consumer(engine, whole):
     assert max(highest) <= 1.9
 
 
+def test_a_thread_never_waits_for_itself(engine, whole):
+    with opened(engine, max_ahead_s=2.0) as session:
+        session.push_audio(SPEECH[: 2 * RATE], RATE)
+        list(session.frames())
+        room = 2 * RATE - round(session.buffered_s * RATE)
+        with pytest.raises(errors.QueueFull, match="thread"):
+            session.push_audio(np.tile(SPEECH, 3), RATE)
+        assert session.num_pushed == 2 * RATE + room
+
+
 def test_less_audio_than_the_first_frames_need_is_refused(engine):
     with pytest.raises(errors.InvalidArgument, match="max_ahead_s"):
         opened(engine, max_ahead_s=0.2)
