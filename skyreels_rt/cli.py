@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import shlex
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.console import Console
@@ -16,40 +13,42 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from skyreels_rt.errors import SkyReelsError
+from skyreels_rt import cli_live
+from skyreels_rt.terminal import (
+    Device,
+    Dtype,
+    JsonFile,
+    Kernels,
+    Model,
+    Plan,
+    command_line,
+    console,
+    errors_as_exit_codes,
+    report_table,
+)
 
 if TYPE_CHECKING:
     from skyreels_rt.engine import Engine
     from skyreels_rt.offline import GenerationSummary
     from skyreels_rt.options import GenerateOptions
-    from skyreels_rt.report import Report
     from skyreels_rt.runtime.magcache import MagCache
     from skyreels_rt.runtime.teacache import TeaCache
     from skyreels_rt.types import Progress as JobProgress
-
-Plan = Literal["auto", "reference"]
-
-EXIT_INPUT = 2
-EXIT_INTERRUPTED = 130
 
 app = typer.Typer(
     help="Talking portraits from speech.", no_args_is_help=True, pretty_exceptions_enable=False
 )
 bench_app = typer.Typer(help="Measure; every command ends within minutes.", no_args_is_help=True)
 app.add_typer(bench_app, name="bench")
-console = Console(stderr=True, highlight=False)
-
-JsonFile = Annotated[Path | None, typer.Option("--json", help="Write a JSON report here.")]
-Model = Annotated[str, typer.Option(help='Model folder, or "demo", "demo-fast" or "tiny-random".')]
-Device = Annotated[str, typer.Option(help='"auto", "cpu" or "cuda[:n]".')]
-Dtype = Annotated[str, typer.Option(help='"auto", "float32", "bfloat16" or "float16".')]
 Teacache = Annotated[
     str | None, typer.Option(help='Skip steps: threshold, or "auto" for a calibrated model.')
 ]
 Magcache = Annotated[
     str | None, typer.Option(help='Skip steps by MagCache: threshold, or "auto"; calibrated model.')
 ]
-Kernels = Annotated[str, typer.Option(help='"auto" or "reference".')]
+app.command("stream")(cli_live.stream)
+app.command("serve")(cli_live.serve)
+bench_app.command("stream")(cli_live.bench_stream)
 
 
 @app.command()
@@ -102,7 +101,7 @@ def generate(
         "horizon": horizon,
         "seed": seed,
     }
-    with _errors_as_exit_codes():
+    with errors_as_exit_codes():
         from skyreels_rt.engine import TINY_NAME, Engine
         from skyreels_rt.report import require_writable
 
@@ -129,7 +128,7 @@ def generate(
 @app.command()
 def doctor(*, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Say what is installed, which native layers are active, and why others are not."""
-    with _errors_as_exit_codes():
+    with errors_as_exit_codes():
         from skyreels_rt.doctor import examine, examine_json
 
         out = Console(highlight=False)
@@ -170,7 +169,7 @@ def evaluate(
     json_file: JsonFile = None,
 ) -> None:
     """Measure a model on held-out drawn clips: lip sync, fidelity, identity, conditions."""
-    with _errors_as_exit_codes():
+    with errors_as_exit_codes():
         from skyreels_rt.engine import Engine
         from skyreels_rt.held_out import EvalRun, run_evaluation
 
@@ -178,7 +177,7 @@ def evaluate(
             model, device=device, dtype=dtype, kernels=cast("Plan", kernels)
         )
         run = EvalRun(
-            command=_command_line(),
+            command=command_line(),
             clips=clips,
             quick=quick,
             only=tuple(name.strip() for name in only.split(",") if name.strip()),
@@ -199,7 +198,7 @@ def evaluate(
                     frames, description=state.stage, completed=state.done, total=state.total
                 ),
             )
-        Console().print(_table(report))
+        Console().print(report_table(report))
         for name, why in report.details["skipped"].items():
             console.print(f"{name}: not measured: {why}", markup=False, soft_wrap=True)
         console.print(f"{output / 'eval.html'}", markup=False, soft_wrap=True)
@@ -227,7 +226,7 @@ def calibrate(
     kernels: Kernels = "auto",
 ) -> None:
     """Fit TeaCache and MagCache to a model and write step_cache.json into its folder."""
-    with _errors_as_exit_codes():
+    with errors_as_exit_codes():
         from skyreels_rt.calibration import DEFAULT_STEPS, write_calibration
         from skyreels_rt.calibration import calibrate as measure
         from skyreels_rt.engine import Engine, model_folder
@@ -270,7 +269,7 @@ def train(
     ] = None,
 ) -> None:
     """Train a model from nothing on drawn, synthesised clips; needs the [train] extra."""
-    with _errors_as_exit_codes():
+    with errors_as_exit_codes():
         from skyreels_rt.training.recipe import ablated, find_recipe
         from skyreels_rt.training.stages import STAGES, run_recipe
 
@@ -289,7 +288,7 @@ def bench_step(
     json_file: JsonFile = None,
 ) -> None:
     """Time one transformer step against a peer with the same weights, in the same run."""
-    with _errors_as_exit_codes():
+    with errors_as_exit_codes():
         from skyreels_rt.bench.step import measure_steps
         from skyreels_rt.report import require_writable
 
@@ -300,10 +299,10 @@ def bench_step(
             report = measure_steps(
                 peer=peer,
                 repeats=repeats,
-                command=_command_line(),
+                command=command_line(),
                 on_row=lambda row: status.update(f"{row.name}: {row.value:.3f} {row.unit}"),
             )
-        Console().print(_table(report))
+        Console().print(report_table(report))
         if json_file is not None:
             report.write(json_file)
 
@@ -318,7 +317,7 @@ def bench_kernels(
     json_file: JsonFile = None,
 ) -> None:
     """Time every operator on the CPU against eager torch and torch.compile, in the same run."""
-    with _errors_as_exit_codes():
+    with errors_as_exit_codes():
         from skyreels_rt.bench.kernels import measure_kernels
         from skyreels_rt.report import require_writable
 
@@ -327,11 +326,11 @@ def bench_kernels(
         with console.status("measuring ...") as status:
             report = measure_kernels(
                 repeats=repeats,
-                command=_command_line(),
+                command=command_line(),
                 with_compile=compile_,
                 on_row=lambda row: status.update(f"{row.name}: {row.value:.3g} {row.unit}"),
             )
-        Console().print(_table(report))
+        Console().print(report_table(report))
         if json_file is not None:
             report.write(json_file)
 
@@ -347,7 +346,7 @@ def bench_teacache(
     json_file: JsonFile = None,
 ) -> None:
     """Measure what step caches save, and what they cost in lip sync, PSNR, SSIM and seams."""
-    with _errors_as_exit_codes():
+    with errors_as_exit_codes():
         from skyreels_rt.bench.teacache import CurveSize, measure_step_caches
         from skyreels_rt.engine import Engine
         from skyreels_rt.evaluation.page import render_page
@@ -364,11 +363,11 @@ def bench_teacache(
                 engine,
                 HeldOutClips.listed(min(generation.height, generation.width)),
                 lambda num_frames: window_frames(engine, num_frames, {}),
-                command=_command_line(),
+                command=command_line(),
                 size=CurveSize.full() if full else CurveSize(),
                 on_run=status.update,
             )
-        Console().print(_table(report))
+        Console().print(report_table(report))
         if json_file is not None:
             report.write(json_file)
         if html_file is not None:
@@ -400,16 +399,6 @@ def _step_cache(teacache: str | None, magcache: str | None) -> TeaCache | MagCac
         except ValueError:
             raise InvalidArgument(name, expected='a number or "auto"', got=value) from None
     return None
-
-
-def _table(report: Report) -> Table:
-    """The rows of a report for the terminal."""
-    table = Table("name", "value", "unit", "target", "ok")
-    for row in report.rows:
-        target = "" if row.target is None else f"{row.target:g}"
-        ok = {None: "", True: "yes", False: "NO"}[row.ok]
-        table.add_row(escape(row.name), f"{row.value:.4g}", row.unit, target, ok)
-    return table
 
 
 def _bar() -> Progress:
@@ -465,7 +454,7 @@ def _write_generate_report(path: Path, engine: Engine, summary: GenerationSummar
         for stage, seconds in sorted(summary.stage_seconds.items())
     ]
     Report(
-        command=_command_line(),
+        command=command_line(),
         device=str(engine.components.device),
         threads=torch.get_num_threads(),
         kernel_plan=engine.components.plan.to_json(),
@@ -487,22 +476,4 @@ def _share_computed(summary: GenerationSummary) -> float:
     return computed / sum(run.windows * len(run.computed) for run in summary.steps)
 
 
-def _command_line() -> str:
-    return shlex.join(["skyreels-rt", *sys.argv[1:]])
-
-
 _RSS_UNIT = 1 if sys.platform == "darwin" else 1024
-
-
-@contextmanager
-def _errors_as_exit_codes() -> Iterator[None]:
-    """Typed errors become one sentence on stderr and exit code 2; Ctrl-C becomes 130."""
-    try:
-        yield
-    except SkyReelsError as error:
-        console.print(f"[bold red]error[/] [dim]({error.code})[/] ", end="")
-        console.print(str(error), markup=False, soft_wrap=True)
-        raise typer.Exit(EXIT_INPUT) from None
-    except KeyboardInterrupt:
-        console.print("interrupted; nothing was written")
-        raise typer.Exit(EXIT_INTERRUPTED) from None

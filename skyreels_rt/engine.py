@@ -31,10 +31,11 @@ from skyreels_rt.live.observer import SessionObserver
 from skyreels_rt.live.session import LiveSession, LiveSettings
 from skyreels_rt.live.snapshot import pack_snapshot, unpack_snapshot
 from skyreels_rt.media.audio_file import open_audio
+from skyreels_rt.media.encoder import AAC_SAMPLE_RATES
 from skyreels_rt.media.image import ImageInput, load_image
 from skyreels_rt.media.video import Video
 from skyreels_rt.media.video_file import open_video
-from skyreels_rt.media.video_writer import AAC_SAMPLE_RATES, VideoWriter
+from skyreels_rt.media.video_writer import VideoWriter
 from skyreels_rt.offline import GenerationSummary, OfflineJob
 from skyreels_rt.options import (
     GenerateOptions,

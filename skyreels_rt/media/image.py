@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeAlias
@@ -81,16 +82,41 @@ def load_image(source: ImageInput) -> NDArray[np.uint8]:
             stage="image",
         )
     with open_local(source, stage="image") as file:
-        opener = _plugin(file)
-        if opener is None:
-            raise MediaError(
-                f"image {str(source)!r}: expected PNG, JPEG, WebP, BMP or TIFF, got a file that "
-                "begins like none of them.",
-                stage="image",
-                hint="The content decides, not the name: save it as PNG or JPEG.",
-            )
-        with decoding(source, stage="image"), opener(file) as image:
-            return _from_pillow(image, str(source))
+        return _from_file(file, str(source))
+
+
+def read_image(data: bytes) -> NDArray[np.uint8]:
+    """Like :func:`load_image`, from the content of an image file.
+
+    Parameters
+    ----------
+    data : bytes
+        PNG, JPEG, WebP, BMP or TIFF.
+
+    Returns
+    -------
+    ndarray, shape (H, W, 3), uint8
+
+    Raises
+    ------
+    MediaError
+        As in :func:`load_image`.
+    """
+    return _from_file(io.BytesIO(data), "<bytes>")
+
+
+def _from_file(file: BinaryIO, name: str) -> NDArray[np.uint8]:
+    """RGB of an image file, recognised by its first bytes."""
+    opener = _plugin(file)
+    if opener is None:
+        raise MediaError(
+            f"image {name!r}: expected PNG, JPEG, WebP, BMP or TIFF, got a file that "
+            "begins like none of them.",
+            stage="image",
+            hint="The content decides, not the name: save it as PNG or JPEG.",
+        )
+    with decoding(name, stage="image"), opener(file) as image:
+        return _from_pillow(image, name)
 
 
 def require_frame_size(name: str, width: int, height: int, *, stage: str) -> None:

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skyreels_rt.errors import InvalidArgument
-from skyreels_rt.media.video_writer import SYNTHETIC_MARK, VideoWriter
+from skyreels_rt.media.encoder import SYNTHETIC_MARK
+from skyreels_rt.media.video_writer import VideoWriter
 from skyreels_rt.runtime.step_cache import StepRun
 
 

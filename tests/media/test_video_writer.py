@@ -14,9 +14,10 @@ import pytest
 
 from skyreels_rt.errors import InvalidArgument, NonFinite, OutputError
 from skyreels_rt.media.audio_file import open_audio
+from skyreels_rt.media.encoder import SYNTHETIC_MARK
 from skyreels_rt.media.video import Video
 from skyreels_rt.media.video_file import open_video
-from skyreels_rt.media.video_writer import SYNTHETIC_MARK, VideoWriter
+from skyreels_rt.media.video_writer import VideoWriter
 
 H, W = 48, 64
 COLOURS = np.array(

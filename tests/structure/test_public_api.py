@@ -103,8 +103,10 @@ def test_command_line():
     import typer
 
     command = typer.main.get_command(cli.app)
-    assert set(command.commands) == {"generate", "doctor", "bench", "eval", "calibrate", "train"}
-    assert set(command.commands["bench"].commands) == {"kernels", "step", "teacache"}
+    assert set(command.commands) == {
+        "generate", "stream", "serve", "doctor", "bench", "eval", "calibrate", "train",
+    }  # fmt: skip
+    assert set(command.commands["bench"].commands) == {"kernels", "step", "stream", "teacache"}
     for name, expected in (
         ("generate", GENERATE_FLAGS), ("eval", EVAL_FLAGS), ("train", TRAIN_FLAGS),
         ("calibrate", CALIBRATE_FLAGS),

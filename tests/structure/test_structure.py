@@ -18,8 +18,10 @@ MAX_FILE_LINES, MAX_FUNCTION_LINES = 600, 100
 RANKS = [
     {"__main__"},
     {"cli"},
-    {"held_out"},
+    {"cli_live"},
+    {"terminal", "held_out", "serve"},
     {"bench", "doctor", "training", "evaluation", "calibration"},
+    {"streaming"},
     {"engine", "export", "report"},
     {"options", "offline"},
     {"live", "progress"},

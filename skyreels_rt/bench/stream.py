@@ -1,0 +1,173 @@
+"""A live session under real conditions: speech at its own pace, frames timed when they come out."""
+
+from __future__ import annotations
+
+import itertools
+import statistics as numbers
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from skyreels_rt.audio.resample import ResampledAudio
+from skyreels_rt.errors import InvalidArgument
+from skyreels_rt.media.audio_file import AudioSource
+from skyreels_rt.media.encoder import AAC_SAMPLE_RATES
+from skyreels_rt.options import LiveOptions, resolve_settings
+from skyreels_rt.report import Report, Row
+from skyreels_rt.streaming.needs import AudioNeeds
+from skyreels_rt.streaming.pcm import in_blocks, paced
+from skyreels_rt.streaming.run import LiveRun
+from skyreels_rt.streaming.statistics import LiveFigures, LiveStatistics
+
+if TYPE_CHECKING:
+    from skyreels_rt.engine import Engine
+
+MAX_RTF = 1.0
+MAX_FIRST_FRAME_S = 0.6
+MAX_FIRST_NEED_S = 1.6
+
+
+def measure_stream(
+    engine: Engine,
+    *,
+    voice: AudioSource,
+    image: str | Path | None,
+    seconds: float,
+    sessions: int,
+    horizon: int,
+    command: str,
+    on_figures: Callable[[LiveFigures], None] | None = None,
+) -> Report:
+    """Push ``seconds`` of speech in real time into live sessions and time their chunks.
+
+    Parameters
+    ----------
+    engine : Engine
+        The loaded model.
+    voice : AudioSource
+        Speech, repeated until ``seconds``.
+    image : path or None
+        Portrait.
+    seconds : float
+        Speech pushed into each session.
+    sessions : int
+        Sessions side by side, 1 to 64.
+    horizon : int
+        Windows denoised together.
+    command : str
+        Command line for the report.
+    on_figures : callable, optional
+        Called with the figures of the first session after every chunk.
+
+    Returns
+    -------
+    Report
+        Rows ``stream.*`` of docs/benchmarks.md; with several sessions of the worst of them.
+
+    Raises
+    ------
+    InvalidArgument
+        ``seconds`` or ``sessions`` out of range.
+    """
+    if not 1 <= sessions <= 64:
+        raise InvalidArgument("sessions", expected="1 to 64", got=sessions)
+    if not 1 <= seconds <= 3600:
+        raise InvalidArgument("seconds", expected="1 to 3600", got=seconds)
+    samples, rate = _voice(voice, seconds)
+    options: LiveOptions = {"image": image, "horizon": horizon}
+    settings = resolve_settings(engine.components, options, LiveOptions)
+    needs = AudioNeeds(engine.components, settings)
+    engine.warmup()
+    collected = [LiveStatistics(needs, settings.fps) for _ in range(sessions)]
+    problems: list[BaseException] = []
+
+    def run(number: int) -> None:
+        try:
+            blocks = paced(in_blocks([samples], rate), rate)
+            session = engine.open_session(**options)
+            with LiveRun(session, blocks, rate, collected[number]) as live:
+                for _ in live:
+                    if number == 0 and on_figures is not None:
+                        on_figures(collected[0].figures())
+        except BaseException as error:  # raised again below
+            problems.append(error)
+
+    start, busy = time.perf_counter(), time.process_time()
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(1, sessions)]
+    for thread in threads:
+        thread.start()
+    run(0)
+    for thread in threads:
+        thread.join()
+    elapsed, busy = time.perf_counter() - start, time.process_time() - busy
+    if problems:
+        raise problems[0]
+    figures = [one.figures() for one in collected]
+    expected = -(-len(samples) * settings.fps // rate)
+    return Report(
+        command=command,
+        device=str(engine.components.device),
+        threads=torch.get_num_threads(),
+        kernel_plan=engine.components.plan.to_json(),
+        rows=_rows(figures, needs, settings.fps, expected, elapsed, busy),
+        details={
+            "model": engine.components.name,
+            "voice": Path(voice.name).name,
+            "sessions": sessions,
+            "seconds": seconds,
+            "settings": vars(settings),
+        },
+    )
+
+
+def _rows(
+    figures: list[LiveFigures],
+    needs: AudioNeeds,
+    fps: int,
+    expected: int,
+    elapsed: float,
+    busy: float,
+) -> list[Row]:
+    """Rows of the report; with several sessions the worst of each."""
+    first = needs.first()
+    later = needs.after(first)
+    group_s = (later.stop_frame - later.first_frame) / fps
+
+    def worst(values: Iterator[float | None]) -> float:
+        return max(value if value is not None else 0.0 for value in values)
+
+    frames = sum(one.frames for one in figures)
+    return [
+        Row("stream.rtf", worst(one.rtf for one in figures), "s/s", MAX_RTF),
+        Row("stream.first_need", float(first.seconds), "s of speech", MAX_FIRST_NEED_S),
+        Row("stream.first_frame", worst(one.first_frame_s for one in figures), "s",
+            MAX_FIRST_FRAME_S),
+        Row("stream.chunk_length", group_s, "s"),
+        Row("stream.chunk_p50", numbers.median(one.chunk_p50_s or 0.0 for one in figures), "s"),
+        Row("stream.chunk_p95", worst(one.chunk_p95_s for one in figures), "s", group_s),
+        Row("stream.late", sum(one.late for one in figures), "chunks", 0.0),
+        Row("stream.dropped", expected * len(figures) - frames, "frames", 0.0),
+        Row("stream.head_start", worst(one.head_start_s for one in figures), "s"),
+        Row("stream.throughput", frames / elapsed, "frames/s", better="higher"),
+        Row("stream.cpu", busy * fps / max(frames, 1), "CPU s/s"),
+    ]  # fmt: skip
+
+
+def _voice(source: AudioSource, seconds: float) -> tuple[NDArray[np.float32], int]:
+    """``seconds`` of speech (S, channels), repeated as often as it takes, and its rate."""
+    if source.sample_rate not in AAC_SAMPLE_RATES:
+        source = ResampledAudio(source, 48_000)
+    length, have = int(seconds * source.sample_rate), 0
+    blocks: list[NDArray[np.float32]] = []
+    for block in itertools.chain.from_iterable(source.blocks() for _ in range(3600)):
+        blocks.append(block)
+        have += len(block)
+        if have >= length:
+            break
+    return np.concatenate(blocks)[:length], source.sample_rate

@@ -1,0 +1,62 @@
+"""What all commands share: the console, common options, exit codes, tables of reports."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from skyreels_rt.errors import SkyReelsError
+
+if TYPE_CHECKING:
+    from skyreels_rt.report import Report
+
+Plan = Literal["auto", "reference"]
+
+EXIT_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+console = Console(stderr=True, highlight=False)
+
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Write a JSON report here.")]
+Model = Annotated[str, typer.Option(help='Model folder, or "demo", "demo-fast" or "tiny-random".')]
+Device = Annotated[str, typer.Option(help='"auto", "cpu" or "cuda[:n]".')]
+Dtype = Annotated[str, typer.Option(help='"auto", "float32", "bfloat16" or "float16".')]
+Kernels = Annotated[str, typer.Option(help='"auto" or "reference".')]
+
+
+def report_table(report: Report) -> Table:
+    """The rows of a report for the terminal."""
+    table = Table("name", "value", "unit", "target", "ok")
+    for row in report.rows:
+        target = "" if row.target is None else f"{row.target:g}"
+        ok = {None: "", True: "yes", False: "NO"}[row.ok]
+        table.add_row(escape(row.name), f"{row.value:.4g}", row.unit, target, ok)
+    return table
+
+
+def command_line() -> str:
+    """Command of this process as it would be typed."""
+    return shlex.join(["skyreels-rt", *sys.argv[1:]])
+
+
+@contextmanager
+def errors_as_exit_codes() -> Iterator[None]:
+    """Typed errors become one sentence on stderr and exit code 2; Ctrl-C becomes 130."""
+    try:
+        yield
+    except SkyReelsError as error:
+        console.print(f"[bold red]error[/] [dim]({error.code})[/] ", end="")
+        console.print(str(error), markup=False, soft_wrap=True)
+        raise typer.Exit(EXIT_INPUT) from None
+    except KeyboardInterrupt:
+        console.print("interrupted; nothing was written")
+        raise typer.Exit(EXIT_INTERRUPTED) from None
