@@ -310,7 +310,8 @@ class _FolderLoader:
                 else WanVAE(
                     config_from_dict(
                         WanVAEConfig, data, where="vae/config.json", ignore=WAN_VAE_UNUSED
-                    )
+                    ),
+                    self.plan,
                 )
             )
         self._fill(model, "vae", dtype=self.dtype)

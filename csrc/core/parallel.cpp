@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "skyreels_rt/parallel.h"
 
+#include <dlfcn.h>
 #include <pthread.h>
 
 #include <algorithm>
@@ -10,6 +11,7 @@
 #include <mutex>
 #include <system_error>
 #include <thread>
+#include <vector>
 
 namespace skyreels_rt {
 namespace {
@@ -17,30 +19,77 @@ namespace {
 constexpr int kMaxWorkers = 255;
 constexpr int64_t kRangesPerThread = 4;  // enough to balance a late or slow thread
 
+// Inside a range of any job: what is called from there runs serially.
+thread_local bool t_inside = false;
+
+// Ranges begin at a share of each thread's own, so that it meets again what an operator before left
+// in its cache; a thread that is done helps the others.
 struct Job {
-  Job(const RangeFn& fn_, int64_t n_, int64_t range_) : fn(fn_), n(n_), range(range_) {}
+  Job(const RangeFn& fn_, int64_t n_, int64_t range_, int64_t threads)
+      : fn(fn_), n(n_), range(range_), shares(static_cast<size_t>(threads)) {
+    const int64_t ranges = (n + range - 1) / range;
+    for (int64_t i = 0; i < threads; ++i) {
+      shares[i].next = i * ranges / threads;
+      shares[i].end = (i + 1) * ranges / threads;
+    }
+  }
+
+  struct alignas(64) Share {
+    std::atomic<int64_t> next{0};
+    int64_t end = 0;
+  };
 
   const RangeFn& fn;
   const int64_t n;
   const int64_t range;
-  std::atomic<int64_t> next{0};
+  std::vector<Share> shares;
+  std::atomic<int> arrived{0};
+  std::atomic<bool> failed{false};
   std::mutex error_mutex;
   std::exception_ptr error;
 
-  void work() {
-    for (;;) {
-      const int64_t begin = next.fetch_add(range, std::memory_order_relaxed);
-      if (begin >= n) return;
-      try {
-        fn(begin, std::min(n, begin + range));
-      } catch (...) {
-        std::lock_guard<std::mutex> lock(error_mutex);
-        if (!error) error = std::current_exception();
-        next.store(n, std::memory_order_relaxed);
+  void work(int member) {
+    t_inside = true;
+    for (size_t i = 0; i < shares.size(); ++i) {
+      Share& share = shares[(static_cast<size_t>(member) + i) % shares.size()];
+      for (;;) {
+        const int64_t index = share.next.fetch_add(1, std::memory_order_relaxed);
+        if (index >= share.end || failed.load(std::memory_order_relaxed)) break;
+        run(index * range);
       }
+    }
+    t_inside = false;
+  }
+
+  void run(int64_t begin) {
+    try {
+      fn(begin, std::min(n, begin + range));
+    } catch (...) {
+      std::lock_guard<std::mutex> lock(error_mutex);
+      if (!error) error = std::current_exception();
+      failed.store(true, std::memory_order_relaxed);
     }
   }
 };
+
+// The OpenMP runtime that the process already has (torch puts its own into the global scope). Its
+// threads are awake between torch's operators; threads of our own would wait for the cores on which
+// those spin.
+struct OpenMp {
+  // What GCC calls for "#pragma omp parallel": runs fn(data) on a team of num_threads.
+  using Run = void (*)(void (*fn)(void*), void* data, unsigned num_threads, unsigned flags);
+  using Number = int (*)();
+
+  const Run run = reinterpret_cast<Run>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+  const Number number = reinterpret_cast<Number>(dlsym(RTLD_DEFAULT, "omp_get_thread_num"));
+
+  bool found() const { return run != nullptr && number != nullptr; }
+};
+
+const OpenMp& openmp() {
+  static const OpenMp runtime;
+  return runtime;
+}
 
 // Workers take ranges from the current job. The caller never waits for a worker that has not
 // started: it closes the job when the ranges are gone and waits only for those inside it.
@@ -64,7 +113,7 @@ class ThreadPool {
       wanted_ = helpers;
     }
     for (int i = 0; i < helpers; ++i) wake_.notify_one();
-    job.work();
+    job.work(job.arrived++);
     std::unique_lock<std::mutex> lock(mutex_);
     job_ = nullptr;
     wanted_ = 0;
@@ -81,7 +130,7 @@ class ThreadPool {
       ++active_;
       Job* job = job_;
       lock.unlock();
-      job->work();
+      job->work(job->arrived++);
       lock.lock();
       if (--active_ == 0) done_.notify_one();
     }
@@ -100,12 +149,14 @@ class ThreadPool {
 // Never destroyed: detached workers may still wait in it while the process exits, and after a fork
 // the child only forgets it, because its threads and lock states belong to the parent.
 std::atomic<ThreadPool*> g_pool{nullptr};
-thread_local bool t_inside = false;
+std::atomic<bool> g_forked{false};  // the runtime's threads stayed in the parent
+
+[[maybe_unused]] const int g_watch_forks = pthread_atfork(nullptr, nullptr, [] {
+  g_forked.store(true, std::memory_order_release);
+  g_pool.store(nullptr, std::memory_order_release);
+});
 
 ThreadPool& pool() {
-  static const int registered =
-      pthread_atfork(nullptr, nullptr, [] { g_pool.store(nullptr, std::memory_order_release); });
-  (void)registered;
   ThreadPool* current = g_pool.load(std::memory_order_acquire);
   if (current == nullptr) {
     auto* fresh = new ThreadPool;
@@ -126,12 +177,14 @@ void parallel_for(int num_threads, int64_t n, int64_t grain, const RangeFn& fn) 
     fn(0, n);
     return;
   }
-  Job job(fn, n, std::max(grain, n / (threads * kRangesPerThread)));
-  struct Inside {
-    Inside() { t_inside = true; }
-    ~Inside() { t_inside = false; }
-  } inside;
-  if (!pool().try_run(job, static_cast<int>(threads) - 1)) job.work();
+  Job job(fn, n, std::max(grain, n / (threads * kRangesPerThread)), threads);
+  if (openmp().found() && !g_forked.load(std::memory_order_acquire)) {
+    // The whole team, also for few ranges: teams of changing size end and start threads.
+    const auto work = [](void* data) { static_cast<Job*>(data)->work(openmp().number()); };
+    openmp().run(work, &job, static_cast<unsigned>(most), 0);
+  } else if (!pool().try_run(job, static_cast<int>(threads) - 1)) {
+    job.work(0);
+  }
   if (job.error) std::rethrow_exception(job.error);
 }
 

@@ -32,8 +32,8 @@ void teacache_gate(const TeacacheGateParams& params, Isa isa, int num_threads) {
   if (!params.forced) {
     const int64_t num_chunks = (params.count + kChunk - 1) / kChunk;
     std::vector<double> sums(static_cast<size_t>(2 * num_chunks));
-    // So little work a byte that waking a thread pays late only.
-    const int64_t grain = 16 * kBytesPerRange / (2 * kChunk * element_size(params.dtype));
+    // So little work a byte that another thread pays late only.
+    const int64_t grain = 8 * kBytesPerRange / (2 * kChunk * element_size(params.dtype));
     parallel_for(num_threads, num_chunks, grain,
                  [&](int64_t begin, int64_t end) { kernel(params, begin, end, sums.data()); });
     total = accumulate(params, sums);

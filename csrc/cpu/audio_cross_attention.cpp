@@ -2,12 +2,12 @@
 #include "skyreels_rt/audio_cross_attention.h"
 
 #include "simd.h"
+#include "squares.h"
 #include "tiles.h"
 
 namespace skyreels_rt::SKYREELS_RT_ISA {
 namespace {
 
-constexpr int kSums = 16;           // partial sums of every build, so that all add in one order
 constexpr int kBlock = 2 * kLanes;  // queries whose softmax is computed together
 constexpr int kRows = kLanes == 16 ? 8 : 4;  // queries: kRows x 2 accumulators fit the registers
 
@@ -25,26 +25,6 @@ struct Work {
 
 inline int64_t rounded_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-
-template <class T>
-inline float sum_of_squares(const T* x, int64_t n) {
-  constexpr int kVectors = kSums / kLanes;
-  f32v sums[kVectors] = {};
-  int64_t i = 0;
-  for (; i + kSums <= n; i += kSums) {
-    for (int j = 0; j < kVectors; ++j) {
-      const f32v v = load(x + i + j * kLanes);
-      sums[j] += v * v;
-    }
-  }
-  alignas(64) float s[kSums];
-  for (int j = 0; j < kVectors; ++j) store(s + j * kLanes, sums[j]);
-  for (int j = 0; i < n; ++i, ++j) s[j] += load1(x + i) * load1(x + i);
-  for (int width = kSums / 2; width > 0; width /= 2) {
-    for (int j = 0; j < width; ++j) s[j] += s[j + width];
-  }
-  return s[0];
-}
 
 inline void normalize(float* x, float row_scale, const float* weight, int64_t n) {
   int64_t i = 0;

@@ -2,31 +2,10 @@
 #include "skyreels_rt/qk_norm_rope.h"
 
 #include "simd.h"
+#include "squares.h"
 
 namespace skyreels_rt::SKYREELS_RT_ISA {
 namespace {
-
-constexpr int kSums = 16;  // partial sums of every build, so that all add in the same order
-
-template <class T>
-inline float sum_of_squares(const T* x, int64_t n) {
-  constexpr int kVectors = kSums / kLanes;
-  f32v sums[kVectors] = {};
-  int64_t i = 0;
-  for (; i + kSums <= n; i += kSums) {
-    for (int j = 0; j < kVectors; ++j) {
-      const f32v v = load(x + i + j * kLanes);
-      sums[j] += v * v;
-    }
-  }
-  alignas(64) float s[kSums];
-  for (int j = 0; j < kVectors; ++j) store(s + j * kLanes, sums[j]);
-  for (int j = 0; i < n; ++i, ++j) s[j] += load1(x + i) * load1(x + i);
-  for (int width = kSums / 2; width > 0; width /= 2) {
-    for (int j = 0; j < width; ++j) s[j] += s[j + width];
-  }
-  return s[0];
-}
 
 // cos and signed sin of one position, each value twice: y = n * cos2 + swap_pairs(n) * sin2.
 inline void spread_angles(const float* cos, const float* sin, int64_t head_dim, float* cos2,

@@ -12,6 +12,7 @@ from skyreels_rt.diffusion.blf import Group, Window
 from skyreels_rt.diffusion.block_reuse import BlockReuse, OnBlocks
 from skyreels_rt.diffusion.guidance import GuidancePass
 from skyreels_rt.models.attention import KeysValues
+from skyreels_rt.models.audio_adapter import AudioContext
 from skyreels_rt.models.transformer import ContextCache, SkyReelsTransformer
 from skyreels_rt.runtime.step_cache import StepPlan
 
@@ -110,7 +111,7 @@ class WindowPredictor:
         self._steps = steps
         self._observe = observe
         self._reuse: dict[Window, BlockReuse] = {}
-        self._audio: dict[tuple[Window, bool], tuple[KeysValues, ...]] = {}
+        self._audio: dict[tuple[Window, bool], tuple[AudioContext, ...]] = {}
         self._rope: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __call__(self, window: Window, latents: Tensor, step: int, timestep: float) -> Tensor:

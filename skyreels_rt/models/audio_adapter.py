@@ -13,8 +13,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from skyreels_rt.config import AudioAdapterConfig, TransformerConfig
-from skyreels_rt.kernels import KernelPlan, audio_cross_attention
+from skyreels_rt.kernels import (
+    AudioFold,
+    Impl,
+    KernelPlan,
+    absorbed_audio_attention,
+    audio_cross_attention,
+    fold_audio_projections,
+)
+from skyreels_rt.runtime.memory import keeps_audio_fold
 from skyreels_rt.types import Timeline
+
+AudioContext = tuple[Tensor, Tensor] | AudioFold
+"""What a block attends to: keys and values (B, F, M, D), or the projections folded into them."""
 
 FeatureReader = Callable[[int, int], Tensor]
 """``read(first_frame, stop_frame)`` -> features (n, S, L, D); frames before 0 repeat frame 0."""
@@ -109,6 +120,13 @@ class AudioPacker(nn.Module):
 class AudioCrossAttention(nn.Module):
     """Cross-attention whose queries see only the audio tokens of their own latent frame.
 
+    There is neither norm nor rotation between projection and attention, so where M < K the
+    projections can be folded into the keys and values (``absorbed_audio_attention``). A small fold
+    is kept over the steps (:func:`skyreels_rt.runtime.memory.keeps_audio_fold`); a large one is
+    made anew in each block, M / P of the ordinary products for P patches a frame, which was
+    measured not to pay in bf16 on the CPU. The plan's ``absorbed_audio_attention="reference"``,
+    and a gradient, take the ordinary path.
+
     Parameters
     ----------
     config : TransformerConfig
@@ -122,14 +140,41 @@ class AudioCrossAttention(nn.Module):
         assert config.audio is not None
         self.num_heads = config.num_heads
         self.plan = plan
+        worthwhile = config.audio.num_tokens < config.head_dim
+        self.absorbs = worthwhile and plan.absorbed_audio_attention is not Impl.REFERENCE
+        itemsize = getattr(torch, plan.dtype).itemsize
+        self.keeps_fold = self.absorbs and keeps_audio_fold(config, itemsize)
+        self.absorbs &= self.keeps_fold or (plan.device, plan.dtype) != ("cpu", "bfloat16")
         self.q_linear = nn.Linear(config.dim, config.dim)
         self.kv_linear = nn.Linear(config.audio.token_dim, 2 * config.dim)
         self.proj = nn.Linear(config.dim, config.dim)
 
-    def keys_values(self, tokens_BFMC: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of the audio tokens, shape (B, F, M, D) each; constant over the steps."""
+    def context(self, tokens_BFMC: Tensor) -> AudioContext:
+        """Keys and values of the audio tokens, or their fold; constant over the steps."""
         keys, values = self.kv_linear(tokens_BFMC).chunk(2, dim=-1)
-        return keys.contiguous(), values.contiguous()
+        fold = self.fold((keys, values)) if self.keeps_fold else None
+        return (keys, values) if fold is None else fold
+
+    def fold(self, context: AudioContext) -> AudioFold | None:
+        """The fold that :meth:`add` takes, None where :meth:`forward` is the way."""
+        if isinstance(context, AudioFold):
+            return context
+        keys, values = context
+        records = torch.is_grad_enabled() and (
+            keys.requires_grad or self.q_linear.weight.requires_grad
+        )
+        if not self.absorbs or records:
+            return None
+        return fold_audio_projections(
+            self.q_linear.weight, self.q_linear.bias, keys, values, self.proj.weight,
+            num_heads=self.num_heads, o_bias=self.proj.bias,
+        )  # fmt: skip
+
+    def add(self, residual_BLD: Tensor, x_BLD: Tensor, fold: AudioFold) -> Tensor:
+        """``residual`` plus the attention output for tokens ``x``, shape (B, L, D)."""
+        return absorbed_audio_attention(
+            x_BLD, fold, None, residual_BLD, impl=self.plan.absorbed_audio_attention
+        )
 
     def forward(self, x_BLD: Tensor, keys_values: tuple[Tensor, Tensor]) -> Tensor:
         """Attention output before the residual, shape (B, L, D); L is frames times patches."""

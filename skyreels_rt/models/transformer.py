@@ -27,7 +27,7 @@ from skyreels_rt.kernels import (
     residual_store,
 )
 from skyreels_rt.models.attention import CrossAttention, KeysValues, SelfAttention
-from skyreels_rt.models.audio_adapter import AudioCrossAttention, AudioPacker
+from skyreels_rt.models.audio_adapter import AudioContext, AudioCrossAttention, AudioPacker
 from skyreels_rt.models.rope import rope_tables
 
 SIGMA_FLOOR = 1e-3
@@ -49,13 +49,13 @@ class ContextCache:
         Prompt, (B, N, S, K) each.
     image : tuple of KeysValues or None
         Portrait tokens of the image branch.
-    audio : tuple of KeysValues or None
-        Audio tokens, (B, F, M, D) each; None runs the blocks without their audio part.
+    audio : tuple of AudioContext or None
+        Audio tokens; None runs the blocks without their audio part.
     """
 
     text: tuple[KeysValues, ...]
     image: tuple[KeysValues, ...] | None = None
-    audio: tuple[KeysValues, ...] | None = None
+    audio: tuple[AudioContext, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,40 @@ class Affine:
         return cls(norm.weight.float()[None, None], norm.bias.float()[None, None])
 
 
+class FeedForward(nn.Sequential):
+    """Linear, GELU (tanh), linear; the parameter names are those of the sequence.
+
+    Without a gradient, oneDNN applies the GELU inside the first product on the CPU: 0.7 of the time
+    of both in float32 and 0.5 in bfloat16 at the embedded models' sizes, and half the memory.
+
+    Parameters
+    ----------
+    dim, hidden_dim : int
+        Widths outside and inside.
+    plan : KernelPlan
+        Kernel implementations to use; with the plain one the GELU stays apart.
+    """
+
+    def __init__(self, dim: int, hidden_dim: int, plan: KernelPlan) -> None:
+        super().__init__(
+            nn.Linear(dim, hidden_dim), nn.GELU(approximate="tanh"), nn.Linear(hidden_dim, dim)
+        )
+        self.fuses = not plan.is_plain and torch.backends.mkldnn.is_available()
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name for it
+        """(B, L, D) -> (B, L, D)."""
+        up, act, down = self
+        fuses = self.fuses and input.is_cpu and input.dtype in (torch.float32, torch.bfloat16)
+        if fuses and not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
+            hidden = torch.ops.mkldnn._linear_pointwise(
+                input, up.weight, up.bias, "gelu", [], "tanh"
+            )
+        else:
+            hidden = act(up(input))
+        out: Tensor = down(hidden)
+        return out
+
+
 class TransformerBlock(nn.Module):
     """Self-attention, text (and image) cross-attention, audio cross-attention, feed-forward.
 
@@ -103,11 +137,7 @@ class TransformerBlock(nn.Module):
         if config.audio is not None:
             self.norm_x = nn.LayerNorm(dim, eps=config.eps)
             self.audio_cross_attn = AudioCrossAttention(config, plan)
-        self.ffn = nn.Sequential(
-            nn.Linear(dim, config.ffn_dim),
-            nn.GELU(approximate="tanh"),
-            nn.Linear(config.ffn_dim, dim),
-        )
+        self.ffn = FeedForward(dim, config.ffn_dim, plan)
         self.modulation = nn.Parameter(torch.empty(1, 6, dim))
         self.plan = plan
 
@@ -146,11 +176,25 @@ class TransformerBlock(nn.Module):
         x, normed = self._add_and_norm(x_BLD, y, gate, Affine.of_norm(self.norm3))
         image = context.image[index] if context.image is not None else None
         y = self.cross_attn(normed, context.text[index], image)
-        if context.audio is not None:
+        if context.audio is None:
+            x, normed = self._add_and_norm(x, y, None, ffn_norm)
+        else:
             x, normed = self._add_and_norm(x, y, None, Affine.of_norm(self.norm_x))
-            y = self.audio_cross_attn(normed, context.audio[index])
-        x, normed = self._add_and_norm(x, y, None, ffn_norm)
+            x, normed = self._hear(x, normed, context.audio[index], ffn_norm)
         return self._add_and_norm(x, self.ffn(normed), ffn_gate, following)
+
+    def _hear(
+        self, x: Tensor, normed: Tensor, audio: AudioContext, norm: Affine
+    ) -> tuple[Tensor, Tensor]:
+        attention = self.audio_cross_attn
+        fold = attention.fold(audio)
+        if fold is None:
+            return self._add_and_norm(x, attention(normed, audio), None, norm)
+        x = attention.add(x, normed, fold)  # the matrix product adds for nothing
+        normed = norm_modulate(
+            x, norm.weight, norm.bias, eps=self.eps, impl=self.plan.norm_modulate
+        )
+        return x, normed
 
     def _add_and_norm(
         self, x: Tensor, y: Tensor, gate: Tensor | None, norm: Affine
@@ -299,8 +343,8 @@ class SkyReelsTransformer(nn.Module):
         context = self.img_emb(image_embeds.to(self.device, self.dtype))
         return tuple(block.cross_attn.image_keys_values(context) for block in self._blocks())
 
-    def audio_context(self, tokens_BFMC: Tensor) -> tuple[KeysValues, ...]:
-        """Keys and values of audio tokens (B, F, M, C) for every block.
+    def audio_context(self, tokens_BFMC: Tensor) -> tuple[AudioContext, ...]:
+        """What every block attends to of audio tokens (B, F, M, C).
 
         Raises
         ------
@@ -312,7 +356,7 @@ class SkyReelsTransformer(nn.Module):
                 "audio", expected="a model with an audio adapter", got="a model without one"
             )
         tokens = tokens_BFMC.to(self.device, self.dtype)
-        return tuple(block.audio_cross_attn.keys_values(tokens) for block in self._blocks())
+        return tuple(block.audio_cross_attn.context(tokens) for block in self._blocks())
 
     def rope(self, frames: int, height: int, width: int) -> tuple[Tensor, Tensor]:
         """Rotary tables for a window of ``frames x height x width`` latents."""

@@ -14,10 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from skyreels_rt.kernels import KernelPlan, rms_norm_silu
 from skyreels_rt.models.vae import CacheShape, StepCaches, last_frames
-
-NORM_FLOOR = 1e-12
-"""Smallest norm divided by, as in ``F.normalize``; a zero vector stays zero."""
 
 TIME_CONTEXT = 2
 """Frames that a time kernel of 3 looks back."""
@@ -68,33 +66,31 @@ class Conv3d(nn.Conv3d):
 
 
 class RMSNorm(nn.Module):
-    """Channel-wise RMS norm with gain, followed by SiLU where asked: ``x / |x| * sqrt(C) * g``.
-
-    Computed in fp32 for low-precision inputs: the floor of 1e-12 is zero in fp16, and the sum of
-    squares of 384 channels may exceed fp16's range.
+    """Channel-wise RMS norm with gain, followed by SiLU where asked: ``rms_norm_silu``.
 
     Parameters
     ----------
     dim : int
         Channels C.
+    plan : KernelPlan
+        Kernel implementations to use.
     gain_dims : int
         Trailing dimensions of size 1 in the stored gain (3, or 2 in attention blocks).
     silu : bool
         Apply SiLU to the result.
     """
 
-    def __init__(self, dim: int, *, gain_dims: int = 3, silu: bool = True) -> None:
+    def __init__(
+        self, dim: int, plan: KernelPlan, *, gain_dims: int = 3, silu: bool = True
+    ) -> None:
         super().__init__()
         self.gamma = nn.Parameter(torch.ones(dim, *(1,) * gain_dims))
+        self.plan = plan
         self.silu = silu
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``x``, shape (B, C, F, H, W), over its channels."""
-        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-        norm = torch.linalg.vector_norm(wide, dim=1, keepdim=True)
-        y = wide * (x.shape[1] ** 0.5 / norm.clamp_min(NORM_FLOOR))
-        y *= self.gamma.view(-1, 1, 1, 1)
-        return (F.silu(y, inplace=True) if self.silu else y).to(x.dtype)
+        return rms_norm_silu(x, self.gamma, silu=self.silu, impl=self.plan.rms_norm_silu)
 
 
 class CausalConv3d(nn.Conv3d):
@@ -126,13 +122,15 @@ class ResidualBlock(nn.Module):
     ----------
     in_dim, out_dim : int
         Widths before and after.
+    plan : KernelPlan
+        Kernel implementations to use.
     """
 
-    def __init__(self, in_dim: int, out_dim: int) -> None:
+    def __init__(self, in_dim: int, out_dim: int, plan: KernelPlan) -> None:
         super().__init__()
-        self.norm1 = RMSNorm(in_dim)
+        self.norm1 = RMSNorm(in_dim, plan)
         self.conv1 = CausalConv3d(in_dim, out_dim)
-        self.norm2 = RMSNorm(out_dim)
+        self.norm2 = RMSNorm(out_dim, plan)
         self.conv2 = CausalConv3d(out_dim, out_dim)
         self.conv_shortcut = Conv3d(in_dim, out_dim, 1) if in_dim != out_dim else nn.Identity()
 
@@ -157,11 +155,13 @@ class AttentionBlock(nn.Module):
     ----------
     dim : int
         Width.
+    plan : KernelPlan
+        Kernel implementations to use.
     """
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, plan: KernelPlan) -> None:
         super().__init__()
-        self.norm = RMSNorm(dim, gain_dims=2, silu=False)
+        self.norm = RMSNorm(dim, plan, gain_dims=2, silu=False)
         self.to_qkv = nn.Conv2d(dim, dim * 3, 1)
         self.proj = nn.Conv2d(dim, dim, 1)
 

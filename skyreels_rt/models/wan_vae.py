@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from skyreels_rt.config import WanVAEConfig
 from skyreels_rt.errors import InvalidArgument
+from skyreels_rt.kernels import KernelPlan
 from skyreels_rt.models.vae import CacheShape, StepCaches, VideoVAE
 from skyreels_rt.models.vae_blocks import (
     TIME_CONTEXT,
@@ -36,12 +37,14 @@ class MidBlock(nn.Module):
     ----------
     dim : int
         Width.
+    plan : KernelPlan
+        Kernel implementations to use.
     """
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, plan: KernelPlan) -> None:
         super().__init__()
-        self.attentions = nn.ModuleList([AttentionBlock(dim)])
-        self.resnets = nn.ModuleList([ResidualBlock(dim, dim), ResidualBlock(dim, dim)])
+        self.attentions = nn.ModuleList([AttentionBlock(dim, plan)])
+        self.resnets = nn.ModuleList(ResidualBlock(dim, dim, plan) for _ in range(2))
 
     def blocks(self) -> list[Block]:
         """List the three blocks in the order in which they run."""
@@ -57,6 +60,8 @@ class UpBlock(nn.Module):
         Widths before and inside.
     num_resnets : int
         Residual blocks.
+    plan : KernelPlan
+        Kernel implementations to use.
     upsample : bool
         Double height and width at the end (and halve the width).
     double_time : bool
@@ -64,11 +69,18 @@ class UpBlock(nn.Module):
     """
 
     def __init__(
-        self, in_dim: int, out_dim: int, num_resnets: int, *, upsample: bool, double_time: bool
+        self,
+        in_dim: int,
+        out_dim: int,
+        num_resnets: int,
+        plan: KernelPlan,
+        *,
+        upsample: bool,
+        double_time: bool,
     ) -> None:
         super().__init__()
         self.resnets = nn.ModuleList(
-            ResidualBlock(in_dim if i == 0 else out_dim, out_dim) for i in range(num_resnets)
+            ResidualBlock(out_dim if i else in_dim, out_dim, plan) for i in range(num_resnets)
         )
         self.upsamplers = nn.ModuleList(
             [Upsample(out_dim, double_time=double_time)] if upsample else []
@@ -86,9 +98,11 @@ class Encoder(nn.Module):
     ----------
     config : WanVAEConfig
         Widths and levels.
+    plan : KernelPlan
+        Kernel implementations to use.
     """
 
-    def __init__(self, config: WanVAEConfig) -> None:
+    def __init__(self, config: WanVAEConfig, plan: KernelPlan) -> None:
         super().__init__()
         widths = [config.base_dim * multiple for multiple in (1, *config.dim_mult)]
         self.conv_in = CausalConv3d(3, widths[0])
@@ -96,15 +110,15 @@ class Encoder(nn.Module):
         scale = 1.0
         for level, (in_dim, out_dim) in enumerate(itertools.pairwise(widths)):
             for index in range(config.num_res_blocks):
-                self.down_blocks.append(ResidualBlock(out_dim if index else in_dim, out_dim))
+                self.down_blocks.append(ResidualBlock(out_dim if index else in_dim, out_dim, plan))
                 if scale in config.attn_scales:
-                    self.down_blocks.append(AttentionBlock(out_dim))
+                    self.down_blocks.append(AttentionBlock(out_dim, plan))
             if level < len(config.dim_mult) - 1:
                 halve_time = config.temperal_downsample[level]
                 self.down_blocks.append(Downsample(out_dim, halve_time=halve_time))
                 scale /= 2
-        self.mid_block = MidBlock(widths[-1])
-        self.norm_out = RMSNorm(widths[-1])
+        self.mid_block = MidBlock(widths[-1], plan)
+        self.norm_out = RMSNorm(widths[-1], plan)
         self.conv_out = CausalConv3d(widths[-1], config.z_dim * 2)
 
     def forward(self, frames: Tensor, caches: StepCaches) -> Tensor:
@@ -126,14 +140,16 @@ class Decoder(nn.Module):
     ----------
     config : WanVAEConfig
         Widths and levels.
+    plan : KernelPlan
+        Kernel implementations to use.
     """
 
-    def __init__(self, config: WanVAEConfig) -> None:
+    def __init__(self, config: WanVAEConfig, plan: KernelPlan) -> None:
         super().__init__()
         widths = [config.base_dim * multiple for multiple in reversed(config.dim_mult)]
         double_time = (*reversed(config.temperal_downsample), False)
         self.conv_in = CausalConv3d(config.z_dim, widths[0])
-        self.mid_block = MidBlock(widths[0])
+        self.mid_block = MidBlock(widths[0], plan)
         self.up_blocks = nn.ModuleList()
         in_dim = widths[0]
         for level, out_dim in enumerate(widths):
@@ -143,12 +159,13 @@ class Decoder(nn.Module):
                     in_dim,
                     out_dim,
                     config.num_res_blocks + 1,
+                    plan,
                     upsample=not is_last,
                     double_time=double_time[level],
                 )
             )
             in_dim = out_dim // 2
-        self.norm_out = RMSNorm(widths[-1])
+        self.norm_out = RMSNorm(widths[-1], plan)
         self.conv_out = CausalConv3d(widths[-1], 3)
 
     def forward(self, latents: Tensor, caches: StepCaches) -> Tensor:
@@ -171,6 +188,8 @@ class WanVAE(VideoVAE):
     ----------
     config : WanVAEConfig
         Widths, levels and latent statistics.
+    plan : KernelPlan
+        Kernel implementations to use.
 
     Raises
     ------
@@ -178,7 +197,7 @@ class WanVAE(VideoVAE):
         The levels do not make a stride of 8 in space and 4 in time.
     """
 
-    def __init__(self, config: WanVAEConfig) -> None:
+    def __init__(self, config: WanVAEConfig, plan: KernelPlan) -> None:
         super().__init__(config.z_dim, config.latents_mean, config.latents_std)
         if len(config.dim_mult) != 4:
             raise InvalidArgument("dim_mult", expected="4 levels", got=config.dim_mult)
@@ -189,10 +208,10 @@ class WanVAE(VideoVAE):
                 got=config.temperal_downsample,
             )
         self.config = config
-        self.encoder = Encoder(config)
+        self.encoder = Encoder(config, plan)
         self.quant_conv = Conv3d(config.z_dim * 2, config.z_dim * 2, 1)
         self.post_quant_conv = Conv3d(config.z_dim, config.z_dim, 1)
-        self.decoder = Decoder(config)
+        self.decoder = Decoder(config, plan)
 
     def encoder_cache_shapes(self, height: int, width: int) -> tuple[CacheShape, ...]:
         """Shapes of the encoder's caches for frames of ``height`` x ``width`` pixels."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from skyreels_rt.errors import InvalidArgument
+from skyreels_rt.kernels._select import cpu_has_amx
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -49,10 +50,7 @@ def multiplies_bfloat16(device: torch.device) -> bool:
 
     CUDA does; a CPU with AMX does (888 against 181 GFLOP/s were measured on two cores).
     """
-    if device.type == "cuda":
-        return True
-    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(capabilities.get("amx_bf16"))
+    return device.type == "cuda" or cpu_has_amx()
 
 
 def resolve_dtype(

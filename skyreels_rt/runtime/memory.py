@@ -12,6 +12,9 @@ MIN_TIMELINE_BUDGET = 48 * 2**20
 WEIGHTS_SHARE = 0.1
 """Share of the weights' bytes that it may take instead, if that is more."""
 
+KEPT_FOLD_BYTES = 2**20
+"""Most that the audio folds of all blocks may take for a latent, to be kept over the steps."""
+
 MAX_SAMPLE_BYTES_PER_SECOND = 48_000 * 2 * 4
 """Speech held until its frames are delivered: 48 kHz stereo float32."""
 
@@ -25,7 +28,8 @@ class MemoryEstimate:
     weights : int
         Transformer and VAE; the encoders run before and may be elsewhere.
     timeline : int
-        State of one group: latents, velocities, condition channels, audio keys and values.
+        State of one group: latents, velocities, condition channels, audio keys and values or
+        their folds.
     vae_cache : int
         Caches of the streaming encoder and decoder.
     activations : int
@@ -87,12 +91,36 @@ def latent_bytes(
     states = (5 + cover) * config.out_channels + config.condition_channels
     total = states * height * width * 4
     if config.audio is not None:
-        keys_values = 2 * config.audio.num_tokens * config.dim * config.num_layers * itemsize
-        total += cover * num_passes * keys_values
+        total += cover * num_passes * audio_context_bytes(config, itemsize)
     total += 4 * MAX_SAMPLE_BYTES_PER_SECOND / fps
     if has_source:
         total += 4 * num_pixels * (3 + 4) + 20 * height * width * 4
     return int(total)
+
+
+def keeps_audio_fold(config: TransformerConfig, itemsize: int) -> bool:
+    """Whether folds of audio keys and values (``AudioFold``) pay, and are small enough to be kept.
+
+    A fold takes N times the keys and values of N heads: 0.2 MiB a latent in the embedded models in
+    float32, 68 MiB at Wan2.1-1.3B's sizes in bfloat16 with M = 32 tokens.
+    """
+    if config.audio is None or config.audio.num_tokens >= config.head_dim:
+        return False
+    return _fold_bytes(config, itemsize) <= KEPT_FOLD_BYTES
+
+
+def audio_context_bytes(config: TransformerConfig, itemsize: int) -> int:
+    """Bytes of all blocks' audio context of one latent, in the larger form that a plan may keep."""
+    assert config.audio is not None
+    if keeps_audio_fold(config, itemsize):
+        return _fold_bytes(config, itemsize)
+    return 2 * config.audio.num_tokens * config.dim * config.num_layers * itemsize
+
+
+def _fold_bytes(config: TransformerConfig, itemsize: int) -> int:
+    assert config.audio is not None
+    columns = config.num_heads * config.audio.num_tokens
+    return config.num_layers * columns * (2 * config.dim * itemsize + 4)
 
 
 def default_horizon(bytes_per_latent: int, weights: int, *, window: int, overlap: int) -> int:

@@ -17,6 +17,7 @@ SHAPE = step.StepShape(
     },
     (2, 4, 4),
     8,
+    target=1.0,
 )  # fmt: skip
 
 
@@ -34,8 +35,8 @@ def test_rows_of_a_run(tmp_path):
     for dtype in ("float32", "bfloat16"):
         ratio = rows[f"step.small.{dtype}.ratio"]
         assert ratio["min"] <= ratio["value"] <= ratio["max"]
-        assert ratio["target"] == 1.0
-        assert ratio["ok"] == (ratio["value"] <= 1.0)
+        assert ratio["target"] == SHAPE.target
+        assert ratio["ok"] == (ratio["value"] <= SHAPE.target)
         assert data["kernel_plan"][dtype]["dtype"] == dtype
         assert (
             data["details"][f"step.small.{dtype}.difference"]

@@ -153,11 +153,12 @@ def test_wan_vae_and_clip_free_model_runs():
     from skyreels_rt.models.wan_vae import WanVAE
     from skyreels_rt.testing.tiny import randomise
 
+    parts = tiny_components(SMALL)
     with torch.random.fork_rng(devices=[]):
-        vae = WanVAE(WanVAEConfig(base_dim=8))
+        vae = WanVAE(WanVAEConfig(base_dim=8), parts.plan)
     randomise(vae, 1)
     vae.eval().requires_grad_(False)
-    engine = rt.Engine(replace(tiny_components(SMALL), vae=vae))
+    engine = rt.Engine(replace(parts, vae=vae))
     image = np.random.default_rng(1).integers(0, 256, (40, 40, 3), dtype=np.uint8)
     video = engine.generate(SPEECH, image=image, sample_rate=16_000)
     assert video.frames.shape == (19, 32, 32, 3)

@@ -7,6 +7,7 @@ import torch
 
 from skyreels_rt.config import WanVAEConfig
 from skyreels_rt.errors import InvalidArgument
+from skyreels_rt.kernels import KernelPlan
 from skyreels_rt.models.vae import VAECache
 from skyreels_rt.models.wan_vae import WanVAE
 
@@ -14,14 +15,15 @@ from skyreels_rt.models.wan_vae import WanVAE
 # and 1.4e-7 of the output's largest value.
 MAX_ERROR, MEAN_ERROR = 1e-4, 1e-5
 
+PLAN = KernelPlan.choose("cpu", torch.float32)
 SMALL = WanVAEConfig(base_dim=16)
 UNEVEN = WanVAEConfig(base_dim=32, dim_mult=(1, 2, 2, 4), num_res_blocks=1)
 
 
-def seeded(config: WanVAEConfig) -> WanVAE:
+def seeded(config: WanVAEConfig, plan: KernelPlan = PLAN) -> WanVAE:
     """A VAE whose random weights keep activations near unit size."""
     torch.manual_seed(0)
-    vae = WanVAE(config).eval().requires_grad_(False)
+    vae = WanVAE(config, plan).eval().requires_grad_(False)
     for name, parameter in vae.named_parameters():
         fan_in = parameter[0].numel()
         if "gamma" in name:
@@ -85,9 +87,10 @@ def peer_of():
 
 
 @pytest.mark.peer
+@pytest.mark.parametrize("kernels", ["auto", "reference"])
 @pytest.mark.parametrize("config", [SMALL, UNEVEN], ids=["small", "uneven"])
-def test_equals_diffusers(config, peer_of):
-    vae = seeded(config)
+def test_equals_diffusers(config, kernels, peer_of):
+    vae = seeded(config, KernelPlan.choose("cpu", torch.float32, kernels))
     peer = peer_of(vae)
     vae.load_state_dict(peer.state_dict(), strict=True)
     frames = random_frames(2, 3, 13, 24, 32)
@@ -102,7 +105,7 @@ def test_equals_diffusers(config, peer_of):
 @pytest.mark.peer
 def test_attention_scales_have_the_names_of_diffusers(peer_of):
     # The peer builds this variant but cannot run it with caches, so only the names are compared.
-    vae = WanVAE(WanVAEConfig(base_dim=16, attn_scales=(0.5,)))
+    vae = WanVAE(WanVAEConfig(base_dim=16, attn_scales=(0.5,)), PLAN)
     peer = peer_of(vae)
     assert any(name.startswith("encoder.down_blocks.4.to_qkv") for name in peer.state_dict())
     assert vae.encode(random_frames(1, 3, 5, 8, 8)).isfinite().all()
@@ -191,7 +194,7 @@ def test_caches_have_the_computed_size_after_every_step(dtype):
 
 def test_full_width_decoder_caches_at_480p():
     with torch.device("meta"):
-        vae = WanVAE(WanVAEConfig())
+        vae = WanVAE(WanVAEConfig(), PLAN)
     shapes = vae.decoder_cache_shapes(480, 832)
     assert len(shapes) == 32
     assert vae.decoder_cache_bytes(480, 832, torch.bfloat16) == 1_888_573_440
@@ -199,7 +202,7 @@ def test_full_width_decoder_caches_at_480p():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_zeros_stay_finite(dtype):
-    vae = seeded(SMALL).to(dtype)
+    vae = seeded(SMALL, KernelPlan.choose("cpu", dtype)).to(dtype)
     for parameter in vae.parameters():
         if parameter.ndim == 1:
             parameter.zero_()  # without biases, zeros reach every norm
@@ -268,7 +271,7 @@ def test_steps_refuse_what_does_not_fit():
     with pytest.raises(InvalidArgument, match="latents"):
         vae.decode(torch.zeros(1, 16, 0, 2, 2))
     with pytest.raises(InvalidArgument, match="temperal_downsample"):
-        WanVAE(WanVAEConfig(base_dim=16, temperal_downsample=(True, True, True)))
+        WanVAE(WanVAEConfig(base_dim=16, temperal_downsample=(True, True, True)), PLAN)
 
 
 def test_gradient_reaches_every_parameter():
