@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import statistics as numbers
 import threading
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 MAX_RTF = 1.0
 MAX_FIRST_FRAME_S = 0.6
 MAX_FIRST_NEED_S = 1.6
+TICK_S = 0.01
+MAX_TICK_LATE_S = 0.02
+TICK_SPEECH_S = 10.0
 
 
 def measure_stream(
@@ -108,6 +112,7 @@ def measure_stream(
     elapsed, busy = time.perf_counter() - start, time.process_time() - busy
     if problems:
         raise problems[0]
+    late = asyncio.run(_tick_beside(engine, options, samples[: int(TICK_SPEECH_S * rate)], rate))
     figures = [one.figures() for one in collected]
     expected = -(-len(samples) * settings.fps // rate)
     return Report(
@@ -115,7 +120,10 @@ def measure_stream(
         device=str(engine.components.device),
         threads=torch.get_num_threads(),
         kernel_plan=engine.components.plan.to_json(),
-        rows=_rows(figures, needs, settings.fps, expected, elapsed, busy),
+        rows=[
+            *_rows(figures, needs, settings.fps, expected, elapsed, busy),
+            Row("stream.tick_late_p99", late, "s", MAX_TICK_LATE_S),
+        ],
         details={
             "model": engine.components.name,
             "voice": Path(voice.name).name,
@@ -124,6 +132,31 @@ def measure_stream(
             "settings": vars(settings),
         },
     )
+
+
+async def _tick_beside(
+    engine: Engine, options: LiveOptions, samples: NDArray[np.float32], rate: int
+) -> float:
+    """99th percentile of how late a 10 ms ticker of the event loop is while frames are made."""
+    loop = asyncio.get_running_loop()
+    late: list[float] = []
+
+    async def tick() -> None:
+        due = loop.time()
+        while True:
+            due += TICK_S
+            await asyncio.sleep(max(0.0, due - loop.time()))
+            late.append(loop.time() - due)
+            due = max(due, loop.time() - TICK_S)
+
+    async with engine.open_session(**options) as session:
+        ticker = asyncio.create_task(tick())
+        await session.push_audio(samples, rate)
+        await session.end_audio()
+        async for _ in session:
+            pass
+        ticker.cancel()
+    return float(np.quantile(late, 0.99))
 
 
 def _rows(

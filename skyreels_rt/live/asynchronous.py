@@ -83,9 +83,12 @@ class AsyncSession:
         return await self._run(self._control, self._session.snapshot)
 
     async def close(self) -> None:
-        """See :meth:`LiveSession.close`; the threads have ended when it returns."""
+        """See :meth:`LiveSession.close`; the threads have ended when it returns.
+
+        The session closes even if the task that waits here is cancelled.
+        """
         loop = asyncio.get_running_loop()
-        await loop.run_in_executor(None, self._close)
+        await asyncio.shield(loop.run_in_executor(None, self._close))
         if self._next is not None:
             await asyncio.gather(self._next, return_exceptions=True)  # nobody will ask for it
             self._next = None

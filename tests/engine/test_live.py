@@ -499,6 +499,25 @@ def test_asyncio_interrupt_and_close(engine):
     assert sum(len(chunk.frames) for chunk in chunks) == index + 25
 
 
+def test_a_cancelled_close_closes(engine):
+    async def talk():
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(1))
+        session = opened(engine)
+        leaving = await session.__aenter__()
+        free = threading.Event()
+        loop.run_in_executor(None, free.wait)  # closing has to queue behind this
+        task = asyncio.create_task(leaving.close())
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        free.set()
+        await loop.shutdown_default_executor()
+        return session.is_closed
+
+    assert asyncio.run(talk())
+
+
 def test_leaving_early_stops_the_threads(engine):
     async def talk():
         async with opened(engine, num_steps=200) as session:

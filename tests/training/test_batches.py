@@ -1,5 +1,7 @@
 """What training shows the model is what the engine shows it."""
 
+import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -164,12 +166,23 @@ def model(trained, miniature):
     return model.eval()
 
 
-def test_tokens_are_those_of_the_engine(trained, miniature, model, sampler):
-    """Batched and differentiable in training, segment by segment in the engine: the same tokens."""
+def test_tokens_are_those_of_the_engine(trained, miniature, model, sampler, tmp_path):
+    """Batched and differentiable in training, segment by segment in the engine: the same tokens.
+
+    On the grid of the training; the shipped grid's steps are the ends of those.
+    """
     index, size = 5, miniature.sizes.generation.height
     triplet = draw_short_clip(index, size=size, num_latents=miniature.clip_latents)
     engine = rt.Engine.from_pretrained(trained / "demo", dtype="float32")
     shipped = engine.components
+    grid, trained_grid = shipped.audio_features, miniature.sizes.audio_features
+    assert (grid.context, grid.lookahead) == (trained_grid.context, trained_grid.lookahead)
+    assert trained_grid.step % grid.step == 0
+    folder = shutil.copytree(trained / "demo", tmp_path / "demo")
+    fields = json.loads((folder / "audio_encoder" / "feature_config.json").read_text())
+    fields |= {"past": trained_grid.past, "step": trained_grid.step}
+    (folder / "audio_encoder" / "feature_config.json").write_text(json.dumps(fields))
+    shipped = rt.Engine.from_pretrained(folder, dtype="float32").components
     track = TokenTrack(
         shipped.transformer.audio_proj, shipped.audio_encoder, shipped.audio_features,
         Timeline(), 25,
