@@ -184,7 +184,7 @@ def _rows(
         Row("stream.chunk_length", group_s, "s"),
         Row("stream.chunk_p50", numbers.median(one.chunk_p50_s or 0.0 for one in figures), "s"),
         Row("stream.chunk_p95", worst(one.chunk_p95_s for one in figures), "s", group_s),
-        Row("stream.late", sum(one.late for one in figures), "chunks", 0.0),
+        Row("stream.late", sum(one.late for one in figures), "chunks"),
         Row("stream.dropped", expected * len(figures) - frames, "frames", 0.0),
         Row("stream.head_start", worst(one.head_start_s for one in figures), "s"),
         Row("stream.throughput", frames / elapsed, "frames/s", better="higher"),
