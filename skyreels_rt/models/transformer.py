@@ -100,7 +100,8 @@ class FeedForward(nn.Sequential):
         super().__init__(
             nn.Linear(dim, hidden_dim), nn.GELU(approximate="tanh"), nn.Linear(hidden_dim, dim)
         )
-        self.fuses = not plan.is_plain and torch.backends.mkldnn.is_available()
+        is_there = hasattr(torch.ops.mkldnn, "_linear_pointwise")  # private to torch
+        self.fuses = not plan.is_plain and is_there and torch.backends.mkldnn.is_available()
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name for it
         """(B, L, D) -> (B, L, D)."""
