@@ -8,7 +8,7 @@
 namespace skyreels_rt::SKYREELS_RT_ISA {
 namespace {
 
-constexpr int kBlock = 2 * kLanes;  // queries whose softmax is computed together
+constexpr int kBlock = 2 * kLanes;           // queries whose softmax is computed together
 constexpr int kRows = kLanes == 16 ? 8 : 4;  // queries: kRows x 2 accumulators fit the registers
 
 // Scratch of one range of items, and what it holds for the current frame and head.
