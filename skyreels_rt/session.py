@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from fractions import Fraction
-from types import TracebackType
 
 import numpy as np
 import torch
@@ -111,7 +110,7 @@ class Session:
         self._steps = components.step_plan(settings.teacache, self._schedule.timesteps)
         self._step_log = StepLog()
         self._timeline = components.timeline
-        self._appearance = self._encoded(portrait)
+        self._appearance = self._encoded(settings, portrait)
         references_every_frame = components.generation.reference_mode == "all_frames"
         self._track = ConditionTrack(
             components.transformer.config,
@@ -254,8 +253,10 @@ class Session:
             The session is closed.
         """
         self._require_open("set_prompt")
-        self.settings = replace(self.settings, prompt=prompt.strip())
-        self._appearance = self._encoded(self._appearance.portrait)
+        settings = replace(self.settings, prompt=prompt.strip())
+        # Both or neither: waiting for the turn may be cancelled.
+        self._appearance = self._encoded(settings, self._appearance.portrait)
+        self.settings = settings
 
     def set_portrait(self, portrait: NDArray[np.uint8]) -> None:
         """Show someone else from the next group on.
@@ -271,7 +272,7 @@ class Session:
             The session is closed.
         """
         self._require_open("set_portrait")
-        self._appearance = self._encoded(portrait)
+        self._appearance = self._encoded(self.settings, portrait)
         if self._parts.generation.reference_mode == "all_frames":
             self._track.set_reference(self._appearance.portrait_latents)
 
@@ -369,12 +370,7 @@ class Session:
     def __enter__(self) -> Session:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     @property
@@ -447,9 +443,9 @@ class Session:
             self.settings.fps,
         )
 
-    def _encoded(self, portrait: NDArray[np.uint8] | None) -> Appearance:
+    def _encoded(self, settings: JobSettings, portrait: NDArray[np.uint8] | None) -> Appearance:
         with self._turns.hold(self._is_cancelled), self.clock.measure("condition"):
-            return Appearance.encoded(self._parts, self.settings, portrait)
+            return Appearance.encoded(self._parts, settings, portrait)
 
     @torch.inference_mode()
     def _next_group(self) -> Group | None:

@@ -16,7 +16,6 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from types import TracebackType
 from typing import Literal
 
 import numpy as np
@@ -134,10 +133,11 @@ class LiveSession:
         self._format = _resampler_of(core)
         self._ending, self._pushed = core.audio_ended, core.speech.num_samples
         self._delivered = core.num_frames_done
-        if settings.max_ahead_s < self._core.latency_s:
+        if settings.max_ahead_s < core.latency_s:
+            core.close()
             raise InvalidArgument(
                 "max_ahead_s",
-                expected=f"at least the {float(self._core.latency_s):.2f} s the first frames need",
+                expected=f"at least the {float(core.latency_s):.2f} s the first frames need",
                 got=settings.max_ahead_s,
             )
 
@@ -394,24 +394,14 @@ class LiveSession:
     def __enter__(self) -> LiveSession:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     async def __aenter__(self) -> AsyncSession:
         self._async = AsyncSession(self)
         return self._async
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._async.close()
 
     # ---------------------------------------------------------------------------------- internals
