@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from skyreels_rt.appearance import Appearance
-from skyreels_rt.audio.resample import SPEECH_RATE
 from skyreels_rt.audio.speech_tail import SpeechTail, checked_pcm
 from skyreels_rt.audio.token_track import TokenTrack
 from skyreels_rt.components import Components
@@ -38,6 +37,7 @@ from skyreels_rt.diffusion.predictor import LeadingSlot, WindowPredictor
 from skyreels_rt.diffusion.schedule import FlowSchedule
 from skyreels_rt.diffusion.solvers import make_solver
 from skyreels_rt.errors import Cancelled, InvalidArgument, MediaError, NonFinite
+from skyreels_rt.group_need import group_need
 from skyreels_rt.job import JobSettings, settings_facts, settings_of
 from skyreels_rt.kernels import frames_to_uint8
 from skyreels_rt.models.vae import VAECache
@@ -420,15 +420,7 @@ class Session:
 
     def _needed_s(self, planned: int) -> Fraction:
         """Seconds of speech after which the group behind ``planned`` latents can start."""
-        settings = self.settings
-        stop = full_group_stop(
-            planned, window=settings.window, overlap=settings.overlap, horizon=settings.horizon
-        )
-        frames = self._timeline.num_frames(stop)
-        spoken = Fraction(frames, settings.fps)
-        if self._tokens is None:
-            return spoken
-        return max(spoken, Fraction(self._tokens.required_samples(frames), SPEECH_RATE))
+        return group_need(self._parts, self.settings, planned).seconds
 
     def _token_track(self) -> TokenTrack | None:
         parts = self._parts

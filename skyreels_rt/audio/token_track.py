@@ -73,10 +73,6 @@ class TokenTrack:
         """Frames whose tokens' audio has arrived, look-ahead included."""
         return max(0, self._features.num_ready_frames - self._packer.lookahead_frames())
 
-    def required_samples(self, num_frames: int) -> int:
-        """Samples at 16 kHz after which ``num_frames`` frames are ready."""
-        return self._features.required_samples(num_frames - 1 + self._packer.lookahead_frames())
-
     def tokens(self, start: int, stop: int) -> Tensor:
         """Tokens (stop - start, M, C) of the latents ``[start, stop)``, none of them discarded."""
         held = self._first + len(self._tokens)

@@ -26,7 +26,7 @@ RANKS = [
     {"options", "offline"},
     {"live", "progress"},
     {"session", "testing"},
-    {"appearance"},
+    {"appearance", "group_need"},
     {"components", "job"},
     {"conditioning", "diffusion", "audio"},
     {"media"},
