@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from skyreels_rt.distributed.parallel import Parallel
     from skyreels_rt.engine import Engine, Health
     from skyreels_rt.errors import SkyReelsError
     from skyreels_rt.live.asynchronous import AsyncSession
@@ -41,6 +42,7 @@ __all__ = [
     "LiveSession",
     "MagCache",
     "MemoryEstimate",
+    "Parallel",
     "Progress",
     "SkyReelsError",
     "StepMask",
@@ -61,6 +63,7 @@ _HOMES = {
     "LiveSession": "skyreels_rt.live.session",
     "MagCache": "skyreels_rt.runtime.magcache",
     "MemoryEstimate": "skyreels_rt.runtime.memory",
+    "Parallel": "skyreels_rt.distributed.parallel",
     "Progress": "skyreels_rt.types",
     "SkyReelsError": "skyreels_rt.errors",
     "StepMask": "skyreels_rt.runtime.step_cache",

@@ -12,7 +12,8 @@ from skyreels_rt.options import GenerateOptions, LiveOptions
 NAMES = [
     "AsyncSession", "Engine", "FrameChunk", "GenerateOptions", "GenerationSummary", "Health",
     "Interruption",
-    "LiveOptions", "LiveSession", "MagCache", "MemoryEstimate", "Progress", "SkyReelsError",
+    "LiveOptions", "LiveSession", "MagCache", "MemoryEstimate", "Parallel", "Progress",
+    "SkyReelsError",
     "StepMask", "TeaCache", "Video", "__version__",
 ]  # fmt: skip
 

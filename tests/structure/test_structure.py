@@ -29,6 +29,7 @@ RANKS = [
     {"appearance", "group_need"},
     {"components", "job"},
     {"conditioning", "diffusion", "audio"},
+    {"distributed"},
     {"media"},
     {"models"},
     {"weights"},

@@ -1,0 +1,1 @@
+"""Work spread over ranks: the mesh, its exchanges, and what each axis does."""
