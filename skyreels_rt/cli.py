@@ -25,6 +25,7 @@ from skyreels_rt.terminal import (
     console,
     errors_as_exit_codes,
     report_table,
+    requested_axes,
 )
 
 if TYPE_CHECKING:
@@ -81,6 +82,9 @@ def generate(
     kernels: Kernels = "auto",
     teacache: Teacache = None,
     magcache: Magcache = None,
+    parallel: Annotated[
+        str | None, typer.Option(help='Under torchrun: axes such as "window=2,ulysses=2".')
+    ] = None,
     json_file: JsonFile = None,
 ) -> None:
     """Make a talking video from speech and a portrait, a source video or a prompt."""
@@ -111,7 +115,11 @@ def generate(
         if json_file is not None:
             require_writable(json_file)
         engine = Engine.from_pretrained(
-            model, device=device, dtype=dtype, kernels=cast("Plan", kernels)
+            model,
+            device=device,
+            dtype=dtype,
+            kernels=cast("Plan", kernels),
+            parallel=requested_axes(parallel),
         )
         if engine.components.name == TINY_NAME:
             console.print(f"{TINY_NAME}: random weights, the picture will be noise", style="dim")
@@ -122,8 +130,10 @@ def generate(
             markup=False,
             soft_wrap=True,
         )
-        if json_file is not None:
+        if json_file is not None and (engine.mesh is None or engine.mesh.is_writer):
             _write_generate_report(json_file, engine, summary)
+        if engine.mesh is not None:
+            engine.mesh.close()
 
 
 @app.command()

@@ -6,6 +6,7 @@ import math
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Unpack
@@ -16,6 +17,8 @@ from numpy.typing import NDArray
 
 from skyreels_rt.audio.resample import ResampledAudio
 from skyreels_rt.components import Components
+from skyreels_rt.distributed.mesh import Mesh
+from skyreels_rt.distributed.parallel import Parallel
 from skyreels_rt.errors import AdmissionRefused, InvalidArgument
 from skyreels_rt.estimate import estimate_job
 from skyreels_rt.job import JobSettings, settings_of
@@ -82,7 +85,8 @@ class Engine:
         self._components = components
         self._metrics = EngineMetrics()
         self._turns = Turns(self._metrics.queue_seconds.observe)
-        self._gate = Gate(max_sessions)
+        # Over a mesh every rank must compute the same things in the same order.
+        self._gate = Gate(1 if components.mesh is not None else max_sessions)
         self._sessions: weakref.WeakSet[LiveSession] = weakref.WeakSet()
 
     @classmethod
@@ -94,6 +98,7 @@ class Engine:
         dtype: str | torch.dtype = "auto",
         kernels: Literal["auto", "reference"] | Mapping[str, str] = "auto",
         max_sessions: int = 64,
+        parallel: Parallel | Mesh | None = None,
     ) -> Engine:
         """Load a model.
 
@@ -110,10 +115,18 @@ class Engine:
         kernels : str or dict
             ``"auto"``, ``"reference"``, or an implementation for some operators by name.
         max_sessions : int
-            Live sessions that may be open at once.
+            Live sessions that may be open at once; one with ``parallel``.
+        parallel : Parallel or Mesh, optional
+            Spread every job over the processes that ``torchrun`` started. All of them make the same
+            calls with the same arguments and get the same frames; files are written by rank 0. A
+            :class:`.distributed.mesh.Mesh` of :func:`.open_mesh` sets the timeout, too.
 
         Raises
         ------
+        InvalidMesh
+            ``parallel`` does not fit the number of processes or the model.
+        PeerFailed
+            Another process left, or did not come.
         ModelError
             Unknown model, or a folder that cannot be used.
         WeightsMismatch
@@ -123,7 +136,9 @@ class Engine:
         UnsupportedKernel
             A kernel implementation was asked for that cannot run here.
         """
-        parts = load_pretrained(model, device=device, dtype=dtype, kernels=kernels)
+        parts = load_pretrained(
+            model, device=device, dtype=dtype, kernels=kernels, parallel=parallel
+        )
         return cls(parts, max_sessions=max_sessions)
 
     # ------------------------------------------------------------------------------------- jobs
@@ -196,17 +211,11 @@ class Engine:
         start = time.perf_counter()
         with self._job(audio, options) as job:
             settings = job.settings
-            with VideoWriter(
-                path,
-                fps=settings.fps,
-                height=settings.height,
-                width=settings.width,
-                sample_rate=job.audio.sample_rate,
-                channels=job.audio.channels,
-            ) as writer:
+            with self._writer(path, job) as writer:
                 for chunk in job.chunks():
-                    with job.session.clock.measure("encode"):
-                        writer.write(chunk.frames, chunk.audio)
+                    if writer is not None:
+                        with job.session.clock.measure("encode"):
+                            writer.write(chunk.frames, chunk.audio)
             return GenerationSummary(
                 num_frames=job.session.num_frames_done,
                 fps=settings.fps,
@@ -322,6 +331,7 @@ class Engine:
                 f"video        {generation.width}x{generation.height} at {generation.fps} fps",
                 f"windows      {generation.window} latents, overlap {generation.overlap}",
                 f"weights      {parts.num_bytes / 2**20:.1f} MiB",
+                *([f"mesh         {parts.mesh.describe()}"] if parts.mesh is not None else []),
                 parts.plan.describe(),
             ]
         )
@@ -363,7 +373,17 @@ class Engine:
         """The frozen parts of the loaded model."""
         return self._components
 
+    @property
+    def mesh(self) -> Mesh | None:
+        """Ranks that jobs are spread over; None for one process."""
+        return self._components.mesh
+
     # --------------------------------------------------------------------------------- internals
+
+    @property
+    def _speaks(self) -> bool:
+        """Whether this process writes files and shows progress."""
+        return self.mesh is None or self.mesh.is_writer
 
     def _job(self, audio: str | Path | NDArray[Any], options: GenerateOptions) -> OfflineJob:
         """Check every input, in the order a caller would fix them, and open a session."""
@@ -375,7 +395,7 @@ class Engine:
         portrait, source = load_scene(self._components, settings, options)
         bar = None
         on_progress = options.get("on_progress")
-        if on_progress is None:
+        if on_progress is None and self._speaks:
             bar = on_progress = ProgressBar()
         cancel = options.get("cancel")
         session = Session(
@@ -389,6 +409,21 @@ class Engine:
             turns=self._turns,
         )
         return OfflineJob(source_audio, session, settings, bar)
+
+    def _writer(
+        self, path: str | Path, job: OfflineJob
+    ) -> AbstractContextManager[VideoWriter | None]:
+        """The file, on the rank that writes it."""
+        if not self._speaks:
+            return nullcontext()
+        return VideoWriter(
+            path,
+            fps=job.settings.fps,
+            height=job.settings.height,
+            width=job.settings.width,
+            sample_rate=job.audio.sample_rate,
+            channels=job.audio.channels,
+        )
 
     def _live(
         self,

@@ -28,12 +28,13 @@ ENGINE = {
         "(model: 'str | Path', *, device: 'str | torch.device' = 'auto', "
         "dtype: 'str | torch.dtype' = 'auto', "
         "kernels: \"Literal['auto', 'reference'] | Mapping[str, str]\" = 'auto', "
-        "max_sessions: 'int' = 64) -> 'Engine'"
+        "max_sessions: 'int' = 64, parallel: 'Parallel | Mesh | None' = None) -> 'Engine'"
     ),
     "generate": f"{AUDIO} -> 'Video'",
     "generate_file": AUDIO.replace("(self, ", "(self, path: 'str | Path', ")
     + " -> 'GenerationSummary'",
     "health": "(self) -> 'Health'",
+    "mesh": None,
     "metrics": "(self) -> 'str'",
     "open_session": "(self, **options: 'Unpack[LiveOptions]') -> 'LiveSession'",
     "restore_session": (
@@ -54,7 +55,7 @@ GENERATE_FLAGS = {
     "--negative-prompt", "--steps",
     "--guidance-form", "--text-guidance-scale", "--audio-guidance-scale", "--solver",
     "--shift", "--height", "--width", "--horizon", "--seed", "--device", "--dtype", "--kernels",
-    "--json", "--teacache", "--magcache",
+    "--json", "--teacache", "--magcache", "--parallel",
 }  # fmt: skip
 
 LIVE_OPTIONS = (OPTIONS - {"cancel", "on_progress", "sample_rate"}) | {
@@ -66,6 +67,7 @@ ERRORS = {
     "SessionStateError": "session_state",
     "Cancelled": "cancelled", "FaceNotFound": "face_not_found",
     "InvalidArgument": "invalid_argument", "MediaError": "media",
+    "InvalidMesh": "invalid_mesh", "PeerFailed": "peer_failed",
     "MissingDependency": "missing_dependency", "ModelError": "model",
     "NonFinite": "non_finite", "OutputError": "output", "SkyReelsError": "error",
     "UnsupportedKernel": "unsupported_kernel", "WeightsMismatch": "weights_mismatch",
