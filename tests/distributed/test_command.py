@@ -46,10 +46,3 @@ def test_torchrun_writes_the_file_of_one_process(inputs, tmp_path):
     assert (tmp_path / "two.mp4").read_bytes() == (tmp_path / "one.mp4").read_bytes()
     assert spread.stderr.count(" frames in ") == 1  # only one rank speaks
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one.mp4", "two.json", "two.mp4"]
-
-
-def test_ranks_without_axes_are_refused_with_suggestions(inputs, tmp_path):
-    refused = generate(inputs, tmp_path / "two.mp4", TORCHRUN)
-    assert refused.returncode != 0
-    assert "Nearest that fit: window=2; guidance=2; ulysses=2." in refused.stderr
-    assert list(tmp_path.iterdir()) == []

@@ -1,7 +1,7 @@
 """One of two ranks of a group that goes wrong.
 
-Arguments: folder, rank, world size, and what goes wrong. Writes the error that came out, and after
-how many seconds.
+Arguments: folder, rank, world size, and what goes wrong, one after the other. Writes the error that
+came out each time, and after how many seconds.
 """
 
 import json
@@ -22,13 +22,8 @@ from skyreels_rt.distributed.mesh import open_mesh
 from skyreels_rt.errors import SkyReelsError
 
 
-def main() -> None:
-    folder, number, world_size, fault = sys.argv[1:]
-    rank, fault = int(number), json.loads(fault)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=int(world_size)
-    )
-    mesh = open_mesh(Parallel(window=2), torch.device("cpu"), timeout_s=2.0)
+def failed_group(mesh, rank: int, fault: str) -> dict:
+    """Error of a group in which rank 1 does what ``fault`` says."""
     group = plan_group(0, 8, True, window=5, overlap=2, horizon=9)
     schedule = FlowSchedule(3, 3.0)
 
@@ -51,8 +46,18 @@ def main() -> None:
         )  # fmt: skip
     except SkyReelsError as error:
         caught = {"code": error.code, "message": str(error)}
-    caught["seconds"] = time.monotonic() - start
-    (Path(folder) / f"rank{rank}.json").write_text(json.dumps(caught))
+    return {**caught, "seconds": time.monotonic() - start}
+
+
+def main() -> None:
+    folder, number, world_size, faults = sys.argv[1:]
+    rank = int(number)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=int(world_size)
+    )
+    mesh = open_mesh(Parallel(window=2), torch.device("cpu"), timeout_s=2.0)
+    results = {fault: failed_group(mesh, rank, fault) for fault in json.loads(faults)}
+    (Path(folder) / f"rank{rank}.json").write_text(json.dumps(results))
 
 
 if __name__ == "__main__":
