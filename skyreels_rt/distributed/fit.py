@@ -35,7 +35,7 @@ def require_world(parallel: Parallel, world_size: int, *, num_heads: int | None 
     raise InvalidMesh(
         "parallel",
         expected=f"axes whose product is the {world_size} ranks that were started",
-        got=f"{parallel or 'no axis'} ({parallel.world_size} ranks)",
+        got=f"{str(parallel) or 'no axis'} ({parallel.world_size} ranks)",
         suggestions=nearest(parallel, world_size, lambda p: _has_heads(p, num_heads)),
     )
 
