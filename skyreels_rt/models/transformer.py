@@ -20,14 +20,15 @@ from torch import Tensor, nn
 from skyreels_rt.config import TransformerConfig
 from skyreels_rt.errors import InvalidArgument
 from skyreels_rt.kernels import (
+    AudioFold,
     KernelPlan,
     gate_residual_norm_modulate,
     norm_modulate,
     residual_apply,
     residual_store,
 )
-from skyreels_rt.models.attention import CrossAttention, KeysValues, SelfAttention
-from skyreels_rt.models.audio_adapter import AudioContext, AudioCrossAttention, AudioPacker
+from skyreels_rt.models.attention import CrossAttention, KeysValues, SelfAttention, SharedQueryAudio
+from skyreels_rt.models.audio_adapter import AudioContext, AudioCrossAttention, build_packer
 from skyreels_rt.models.rope import rope_tables
 
 SIGMA_FLOOR = 1e-3
@@ -135,7 +136,7 @@ class TransformerBlock(nn.Module):
         self.self_attn = SelfAttention(config, plan)
         self.norm3 = nn.LayerNorm(dim, eps=config.eps)
         self.cross_attn = CrossAttention(config, plan)
-        if config.audio is not None:
+        if config.audio is not None and config.audio.kind == "own_query":
             self.norm_x = nn.LayerNorm(dim, eps=config.eps)
             self.audio_cross_attn = AudioCrossAttention(config, plan)
         self.ffn = FeedForward(dim, config.ffn_dim, plan)
@@ -176,16 +177,18 @@ class TransformerBlock(nn.Module):
         y = self.self_attn(normed_BLD, *rope)
         x, normed = self._add_and_norm(x_BLD, y, gate, Affine.of_norm(self.norm3))
         image = context.image[index] if context.image is not None else None
-        y = self.cross_attn(normed, context.text[index], image)
-        if context.audio is None:
+        audio = context.audio[index] if context.audio is not None else None
+        if audio is None or isinstance(audio, SharedQueryAudio):
+            y = self.cross_attn(normed, context.text[index], image, audio)
             x, normed = self._add_and_norm(x, y, None, ffn_norm)
         else:
+            y = self.cross_attn(normed, context.text[index], image)
             x, normed = self._add_and_norm(x, y, None, Affine.of_norm(self.norm_x))
-            x, normed = self._hear(x, normed, context.audio[index], ffn_norm)
+            x, normed = self._hear(x, normed, audio, ffn_norm)
         return self._add_and_norm(x, self.ffn(normed), ffn_gate, following)
 
     def _hear(
-        self, x: Tensor, normed: Tensor, audio: AudioContext, norm: Affine
+        self, x: Tensor, normed: Tensor, audio: KeysValues | AudioFold, norm: Affine
     ) -> tuple[Tensor, Tensor]:
         attention = self.audio_cross_attn
         fold = attention.fold(audio)
@@ -288,7 +291,7 @@ class SkyReelsTransformer(nn.Module):
         if config.image_dim is not None:
             self.img_emb = ImageEmbedding(config.image_dim, dim)
         if config.audio is not None:
-            self.audio_proj = AudioPacker(config.audio)
+            self.audio_proj = build_packer(config.audio)
         self.blocks = nn.ModuleList(
             TransformerBlock(config, plan) for _ in range(config.num_layers)
         )
@@ -357,6 +360,8 @@ class SkyReelsTransformer(nn.Module):
                 "audio", expected="a model with an audio adapter", got="a model without one"
             )
         tokens = tokens_BFMC.to(self.device, self.dtype)
+        if self.config.audio.kind == "shared_query":
+            return tuple(block.cross_attn.audio_keys_values(tokens) for block in self._blocks())
         return tuple(block.audio_cross_attn.context(tokens) for block in self._blocks())
 
     def rope(self, frames: int, height: int, width: int) -> tuple[Tensor, Tensor]:
