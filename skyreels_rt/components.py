@@ -52,8 +52,9 @@ from skyreels_rt.runtime.step_cache import (
 )
 from skyreels_rt.types import Timeline
 from skyreels_rt.weights.diffusers_layout import transformer_config_from_diffusers
+from skyreels_rt.weights.files import stored_dtype
 from skyreels_rt.weights.key_maps import clip_vision_key, diffusers_wan_key, whisper_encoder_key
-from skyreels_rt.weights.loader import load_weights, save_weights, stored_dtype
+from skyreels_rt.weights.loader import load_weights, save_weights
 
 logger = logging.getLogger(__name__)
 

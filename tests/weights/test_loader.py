@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from skyreels_rt.errors import ModelError, NonFinite, SkyReelsError, WeightsMismatch
-from skyreels_rt.weights.loader import load_weights, save_weights, stored_dtype
+from skyreels_rt.weights.files import stored_dtype
+from skyreels_rt.weights.loader import load_weights, save_weights
 
 
 class Tiny(nn.Module):
