@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from skyreels_rt.audio.wav2vec2 import Wav2Vec2Features, build_wav2vec2
 from skyreels_rt.audio.whisper import WhisperFeatures, build_whisper_encoder
 from skyreels_rt.config import (
     AudioFeatureConfig,
@@ -52,7 +53,12 @@ from skyreels_rt.runtime.step_cache import (
 )
 from skyreels_rt.types import Timeline
 from skyreels_rt.weights.diffusers_layout import transformer_config_from_diffusers
-from skyreels_rt.weights.key_maps import clip_vision_key, diffusers_wan_key, whisper_encoder_key
+from skyreels_rt.weights.key_maps import (
+    clip_vision_key,
+    diffusers_wan_key,
+    wav2vec2_key,
+    whisper_encoder_key,
+)
 from skyreels_rt.weights.loader import load_weights, save_weights, stored_dtype
 
 logger = logging.getLogger(__name__)
@@ -64,9 +70,12 @@ MAX_STEP_PLANS = 64
 
 TRANSFORMER_CLASSES = ("SkyReelsTransformer", "WanTransformer3DModel")
 VAE_CLASSES = ("TinyVAE", "AutoencoderKLWan")
-AUDIO_CLASSES = ("WhisperModel", "WhisperForConditionalGeneration")
+WHISPER_CLASSES = ("WhisperModel", "WhisperForConditionalGeneration")
+WAV2VEC2_CLASSES = ("Wav2Vec2Model", "Wav2Vec2ForPreTraining", "Wav2Vec2ForCTC")
 TEXT_CLASSES = ("ByteTextEncoder", "UMT5EncoderModel")
 IMAGE_CLASSES = ("CLIPVisionModel", "CLIPVisionModelWithProjection")
+
+AudioEncoder = WhisperFeatures | Wav2Vec2Features
 
 
 @dataclass(frozen=True)
@@ -79,7 +88,7 @@ class Components:
         Model name or folder, for messages and reports.
     transformer, vae : nn.Module
         The DiT and the video VAE, in eval mode.
-    audio_encoder : WhisperFeatures or None
+    audio_encoder : WhisperFeatures, Wav2Vec2Features or None
         None for a transformer without audio adapter.
     audio_features : AudioFeatureConfig
         Grid of the audio encoder.
@@ -100,7 +109,7 @@ class Components:
     name: str
     transformer: SkyReelsTransformer
     vae: VideoVAE
-    audio_encoder: WhisperFeatures | None
+    audio_encoder: AudioEncoder | None
     audio_features: AudioFeatureConfig
     text_encoder: TextEncoder
     image_encoder: ClipImageEncoder | None
@@ -317,10 +326,10 @@ class _FolderLoader:
         self._fill(model, "vae", dtype=self.dtype)
         return model
 
-    def audio_encoder(self, *, needed: bool) -> tuple[WhisperFeatures | None, AudioFeatureConfig]:
+    def audio_encoder(self, *, needed: bool) -> tuple[AudioEncoder | None, AudioFeatureConfig]:
         if not needed:
             return None, AudioFeatureConfig()
-        self._class_name("audio_encoder", AUDIO_CLASSES)
+        name = self._class_name("audio_encoder", (*WHISPER_CLASSES, *WAV2VEC2_CLASSES))
         folder = self._path("audio_encoder")
         config = read_json(folder / "config.json")
         features = config_from_dict(
@@ -328,6 +337,11 @@ class _FolderLoader:
             read_json(folder / "feature_config.json"),
             where="audio_encoder/feature_config.json",
         )
+        if name in WAV2VEC2_CLASSES:
+            with torch.device("meta"):
+                model = build_wav2vec2(config)
+            self._fill(model, "audio_encoder", key_map=wav2vec2_key, dtype=torch.float32)
+            return Wav2Vec2Features(model, features), features
         with torch.device("meta"):
             encoder = build_whisper_encoder(config)
         self._fill(encoder, "audio_encoder", key_map=whisper_encoder_key, dtype=torch.float32)
@@ -437,9 +451,9 @@ def save_components(
     folder : Path
         Target; made if absent.
     transformer, vae, text_encoder, audio_encoder : nn.Module
-        Components of the native family; ``audio_encoder`` is a Whisper encoder or None.
+        Components of the native family; ``audio_encoder`` is a Whisper or wav2vec2 encoder or None.
     audio_config : dict
-        Whisper ``config.json`` of the encoder.
+        ``config.json`` of the encoder; its ``model_type`` tells the kind.
     audio_features : AudioFeatureConfig
         Its grid.
     generation : GenerationConfig
@@ -467,7 +481,9 @@ def save_components(
         ("text_encoder", text_encoder, config_to_dict(text_encoder.config)),
     ]
     if audio_encoder is not None:
-        index["audio_encoder"] = ["transformers", "WhisperModel"]
+        is_wav2vec2 = audio_config.get("model_type") == "wav2vec2"
+        known = WAV2VEC2_CLASSES if is_wav2vec2 else WHISPER_CLASSES
+        index["audio_encoder"] = ["transformers", known[0]]
         parts.append(("audio_encoder", audio_encoder, audio_config))
         write_json(folder / "audio_encoder" / "feature_config.json", config_to_dict(audio_features))
     for name, module, config in parts:
