@@ -305,6 +305,9 @@ class AudioFeatureConfig:
     layers : tuple of tuple of int
         Output layers; each is the mean of the hidden states it lists (0 = embedding output).
         whisper-tiny stack: ``((0,), (1,), (2,), (3,), (4,))``.
+    loudness : float or None
+        LUFS that a wav2vec2 encoder's context is brought to first; None leaves it. Whisper's
+        log-mel has its own scale and ignores it.
     """
 
     sample_rate: int = 16_000
@@ -313,6 +316,7 @@ class AudioFeatureConfig:
     step: int = 32
     lookahead: int = 24
     layers: tuple[tuple[int, ...], ...] = ((0,), (1,), (2,), (3,), (4,))
+    loudness: float | None = None
 
     def __post_init__(self) -> None:
         require_positive(self, "sample_rate", "feature_rate", "step")

@@ -57,6 +57,13 @@ _FANTASY_TALKING = re.compile(
 _DIFFUSERS_MARKS = ("condition_embedder.", "proj_out.")
 _CLIP_PREFIX = "vision_model."
 
+_POSITIONAL = "encoder.pos_conv_embed.conv"
+_WAV2VEC2: dict[str, str] = {
+    f"{_POSITIONAL}.weight_g": f"{_POSITIONAL}.parametrizations.weight.original0",
+    f"{_POSITIONAL}.weight_v": f"{_POSITIONAL}.parametrizations.weight.original1",
+}
+_WAV2VEC2_UNUSED = ("masked_spec_embed", "quantizer.", "project_q.", "project_hid.", "lm_head.")
+
 
 def diffusers_wan_key(name: str) -> str:
     """Our name of a parameter that diffusers' ``WanTransformer3DModel`` calls ``name``.
@@ -173,6 +180,26 @@ def whisper_encoder_key(name: str) -> str | None:
     if name.startswith(("decoder.", "proj_out.")):
         return None
     return name.removeprefix("encoder.")
+
+
+def wav2vec2_key(name: str) -> str | None:
+    """Name in transformers' ``Wav2Vec2Model`` of a tensor of any wav2vec2 checkpoint.
+
+    Parameters
+    ----------
+    name : str
+        Name in the checkpoint, with or without the prefix of a model with a head; the weight norm
+        of the positional convolution under torch's old or new names.
+
+    Returns
+    -------
+    str or None
+        None for heads, quantiser and mask vector, which the engine does not use.
+    """
+    name = name.removeprefix("wav2vec2.")
+    if name.startswith(_WAV2VEC2_UNUSED):
+        return None
+    return _rename(name, _WAV2VEC2)
 
 
 def _rename(name: str, table: dict[str, str]) -> str:

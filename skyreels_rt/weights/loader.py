@@ -12,6 +12,7 @@ import json
 import os
 import secrets
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
@@ -93,27 +94,72 @@ def load_weights(
     NonFinite
         A tensor holds NaN or infinity, or overflows in ``dtype``; ``module`` is partly filled.
     """
-    device = torch.device(device)
-    stored = read_checkpoint(folder)
-    wanted = _own_tensors(module)
-    plan = _match(folder, stored, wanted, key_map)
-    _settle_buffers(module, wanted, device)
+    plan_weights(module, folder, dtype=dtype, key_map=key_map, merge=merge).fill(device, on_bytes)
 
-    names_of: dict[int, list[str]] = {}
-    for name, tensor in wanted.items():
-        names_of.setdefault(id(tensor), []).append(name)
-    filled: dict[int, str] = {}
-    total, done = sum(entry.num_bytes for entry in plan.values()), 0
-    for target, value in _stream(plan, wanted, device, dtype, merge):
-        old = wanted[target]
-        done += plan[target].num_bytes
-        if on_bytes is not None:
-            on_bytes(done, total)
-        if id(old) in filled:
-            _require_equal(module, filled[id(old)], target, value)
-            continue
-        filled[id(old)] = target
-        _fill(module, names_of[id(old)], old, value)
+
+@dataclass(frozen=True)
+class WeightsPlan:
+    """A module and the stored tensors that fit it; nothing is read or placed yet.
+
+    Attributes
+    ----------
+    module : nn.Module
+        Model to fill.
+    entries : dict of str to StoredTensor
+        Stored tensor of each of the module's names.
+    dtype, merge
+        As :func:`load_weights` takes them.
+    """
+
+    module: nn.Module
+    entries: dict[str, StoredTensor]
+    dtype: torch.dtype | None
+    merge: Merge | None
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes to read from the files."""
+        return sum(entry.num_bytes for entry in self.entries.values())
+
+    def fill(
+        self, device: torch.device | str, on_bytes: Callable[[int, int], None] | None = None
+    ) -> None:
+        """Fill the module on ``device``; raises like :func:`load_weights` does."""
+        module, device = self.module, torch.device(device)
+        wanted = _own_tensors(module)
+        _settle_buffers(module, wanted, device)
+        names_of: dict[int, list[str]] = {}
+        for name, tensor in wanted.items():
+            names_of.setdefault(id(tensor), []).append(name)
+        filled: dict[int, str] = {}
+        total, done = self.num_bytes, 0
+        for target, value in _stream(self, wanted, device):
+            old = wanted[target]
+            done += self.entries[target].num_bytes
+            if on_bytes is not None:
+                on_bytes(done, total)
+            if id(old) in filled:
+                _require_equal(module, filled[id(old)], target, value)
+                continue
+            filled[id(old)] = target
+            _fill(module, names_of[id(old)], old, value)
+
+
+def plan_weights(
+    module: nn.Module,
+    folder: Path,
+    *,
+    dtype: torch.dtype | None,
+    key_map: Callable[[str], str | None] | None = None,
+    merge: Merge | None = None,
+) -> WeightsPlan:
+    """Compare the headers of the checkpoint in ``folder`` with ``module``; nothing else is read.
+
+    Parameters and errors are those of :func:`load_weights`. A model of several checkpoints plans
+    them all before the first is placed.
+    """
+    stored = read_checkpoint(folder)
+    return WeightsPlan(module, _match(folder, stored, _own_tensors(module), key_map), dtype, merge)
 
 
 def save_weights(
@@ -277,15 +323,12 @@ def _mismatch(
 
 
 def _stream(
-    plan: dict[str, StoredTensor],
-    wanted: dict[str, Tensor],
-    device: torch.device,
-    dtype: torch.dtype | None,
-    merge: Merge | None,
+    plan: WeightsPlan, wanted: dict[str, Tensor], device: torch.device
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield every name of ``plan`` with its tensor, placed, cast and finite, file by file."""
+    entries, dtype = plan.entries, plan.dtype
     by_file: dict[Path, list[str]] = {}
-    for target, entry in plan.items():
+    for target, entry in entries.items():
         by_file.setdefault(entry.file, []).append(target)
     for file, targets in by_file.items():
         with contextlib.ExitStack() as stack:
@@ -294,13 +337,13 @@ def _stream(
             for target in targets:
                 old = wanted[target]
                 with reading_safetensors(file):
-                    source = cast("Tensor", handle.get_tensor(plan[target].name))
+                    source = cast("Tensor", handle.get_tensor(entries[target].name))
                 value_dtype = dtype if dtype and old.is_floating_point() else old.dtype
-                if merge is not None:
-                    source = merge(target, source.to(device))
+                if plan.merge is not None:
+                    source = plan.merge(target, source.to(device))
                 # A copy in any case: the source maps the file, which may be rewritten under it.
                 value = torch.empty(old.shape, dtype=value_dtype, device=device).copy_(source)
-                _require_finite(plan[target], value)
+                _require_finite(entries[target], value)
                 yield target, value
 
 
