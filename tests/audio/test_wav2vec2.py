@@ -177,8 +177,7 @@ def test_features_are_those_of_float64_arithmetic(model, segment):
 
 
 def test_a_context_at_another_rate_is_interpolated_too(model, speech):
-    layers = ((0,), (2, 3))
-    grid = AudioFeatureConfig(feature_rate=20, past=30, step=10, lookahead=10, layers=layers)
+    grid = AudioFeatureConfig(
         feature_rate=20, past=30, step=10, lookahead=10, layers=((0,), (2, 3))
     )
     segment = speech[: grid.context * grid.hop].copy()
