@@ -21,9 +21,9 @@ from skyreels_rt.conditioning.edit_mask import resolve_edit_mask
 from skyreels_rt.conditioning.face import FaceFinder, face_available, face_status
 from skyreels_rt.conditioning.portrait import prepare_portrait
 from skyreels_rt.conditioning.source_video import SourceTrack
+from skyreels_rt.continuation import ContinuationSession
 from skyreels_rt.diffusion.blf import full_group_stop, plan_group
 from skyreels_rt.diffusion.guidance import guidance_passes
-from skyreels_rt.diffusion.schedule import FlowSchedule
 from skyreels_rt.errors import AdmissionRefused, InvalidArgument, ModelError
 from skyreels_rt.job import JobSettings, settings_of
 from skyreels_rt.kernels import KernelPlan
@@ -419,8 +419,7 @@ class Engine:
     def _residual_bytes(self, settings: JobSettings, group: int, num_tokens: int) -> int:
         """What a step cache keeps for a group of ``group`` latents."""
         parts = self._components
-        timesteps = FlowSchedule(settings.num_steps, settings.shift).timesteps
-        plan = parts.step_plan(settings.teacache, timesteps)
+        plan = parts.step_plan(settings.teacache, settings.schedule.timesteps)
         if not plan.skips:
             return 0
         windows = plan_group(
@@ -483,7 +482,8 @@ class Engine:
         if on_progress is None:
             bar = on_progress = ProgressBar()
         cancel = options.get("cancel")
-        session = Session(
+        kind = Session if settings.long_form == "blf" else ContinuationSession
+        session = kind(
             self._components,
             settings,
             portrait=portrait,

@@ -177,7 +177,9 @@ def test_features_are_those_of_float64_arithmetic(model, segment):
 
 
 def test_a_context_at_another_rate_is_interpolated_too(model, speech):
-    grid = AudioFeatureConfig(feature_rate=20, past=30, step=10, lookahead=10, layers=((0,), (2, 3)))
+    grid = AudioFeatureConfig(
+        feature_rate=20, past=30, step=10, lookahead=10, layers=((0,), (2, 3))
+    )
     segment = speech[: grid.context * grid.hop].copy()
     features = Wav2Vec2Features(model, grid)
     states = peer_states(model, features.normalised(segment), grid.context)

@@ -25,7 +25,7 @@ RANKS = [
     {"engine", "export", "report"},
     {"options", "offline"},
     {"live", "progress"},
-    {"session", "testing"},
+    {"session", "continuation", "testing"},
     {"appearance", "group_need"},
     {"components", "job"},
     {"conditioning", "diffusion", "audio"},
@@ -34,11 +34,12 @@ RANKS = [
     {"weights"},
     {"runtime"},
     {"kernels"},
-    {"types", "errors", "env", "config"},
+    {"types", "errors", "env", "config", "continuation_config"},
 ]
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}
 SIDEWAYS = {
     ("bench", "report"), ("doctor", "report"), ("config", "errors"), ("env", "errors"),
+    ("config", "continuation_config"), ("continuation_config", "errors"),
     ("bench", "evaluation"),  # what a step cache costs is measured as `eval` measures
     ("engine", "testing"),  # "tiny-random" is a model like any other, loaded lazily
     ("testing", "kernels"),
