@@ -1,7 +1,7 @@
 """A long video as clip after clip, each from the last frames of the one before.
 
-This is how MultiTalk, InfiniteTalk and SkyReels-V3-A2V continue (``long_form="continuation"``), kept
-beside BLF for comparison and for checkpoints that know nothing else. Source: SkyworkAI/SkyReels-V3
+This is how MultiTalk and SkyReels-V3-A2V continue (``long_form="continuation"``), kept beside BLF
+for comparison and for checkpoints that know nothing else. Source: SkyworkAI/SkyReels-V3
 ``pipelines/talking_avatar_pipeline.py``: a clip is told its first frames (the portrait, later the
 last ones shown, also written into its latents at every step) and its last ones (a frame of a clip
 that was made for this purpose first); its own last frames are thrown away.

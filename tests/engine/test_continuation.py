@@ -1,4 +1,4 @@
-"""Clip after clip, as SkyReels-V3-A2V continues, on a tiny model of its shape; and the same in BLF."""
+"""Clip after clip, as SkyReels-V3-A2V continues, on a tiny model of its shape; and BLF on it."""
 
 from dataclasses import replace
 
@@ -128,7 +128,7 @@ def test_sizes_that_do_not_fit_are_refused(changes):
 
 
 def test_conditions_of_a_clip_are_wans(engine):
-    """The same as encoding the whole clip at once, grey in the middle, and marking what is known."""
+    """The same as encoding the clip at once, grey in the middle, and marking what is known."""
     parts = engine.components
     pictures = np.random.default_rng(2).integers(0, 256, (10, SIDE, SIDE, 3), dtype=np.uint8)
     latents, channels = clip_conditions(
@@ -216,7 +216,7 @@ def test_what_cannot_continue_is_refused(engine, speech, portrait):
 @pytest.mark.slow
 @pytest.mark.parametrize("long_form", ["blf", "continuation"])
 def test_thirty_seconds_with_the_published_numbers(shared_data, portrait, long_form):
-    """81 frames, motion 5, drop 12, four steps at shift 11, one pass: SkyReels-V3-A2V's settings."""
+    """81 frames, motion 5, drop 12, four steps at shift 11, one pass, as SkyReels-V3-A2V."""
     speech, rate = soundfile.read(
         shared_data / "speech" / "speech_silence_16k_60s.wav", dtype="float32", frames=30 * 16_000
     )

@@ -44,7 +44,8 @@ ENGINE = {
 
 OPTIONS = {
     "audio_guidance_scale", "cancel", "color_correction", "color_reference", "edit_mask",
-    "guidance_form", "height", "horizon", "image", "long_form", "negative_prompt", "num_steps", "on_progress", "prompt", "sample_rate", "seed", "shift",
+    "guidance_form", "height", "horizon", "image", "long_form", "negative_prompt", "num_steps",
+    "on_progress", "prompt", "sample_rate", "seed", "shift",
     "solver", "teacache", "text_guidance_scale", "video", "width",
 }  # fmt: skip
 

@@ -23,6 +23,7 @@ RANKS = [
     {"bench", "doctor", "training", "evaluation", "calibration"},
     {"streaming"},
     {"engine", "export", "report"},
+    {"pretrained", "scene", "estimate"},
     {"options", "offline"},
     {"live", "progress"},
     {"session", "continuation", "testing"},
@@ -34,14 +35,15 @@ RANKS = [
     {"weights"},
     {"runtime"},
     {"kernels"},
-    {"types", "errors", "env", "config", "continuation_config"},
+    {"types", "errors", "env", "config", "continuation_config", "presets"},
 ]
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}
 SIDEWAYS = {
     ("bench", "report"), ("doctor", "report"), ("config", "errors"), ("env", "errors"),
-    ("config", "continuation_config"), ("continuation_config", "errors"),
+    ("config", "continuation_config"), ("presets", "config"), ("presets", "errors"),
+    ("presets", "continuation_config"), ("continuation_config", "errors"),
     ("bench", "evaluation"),  # what a step cache costs is measured as `eval` measures
-    ("engine", "testing"),  # "tiny-random" is a model like any other, loaded lazily
+    ("pretrained", "testing"),  # "tiny-random" is a model like any other, loaded lazily
     ("testing", "kernels"),
 }  # fmt: skip
 
