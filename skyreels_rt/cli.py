@@ -76,6 +76,12 @@ def generate(
     width: Annotated[int | None, typer.Option(help="Pixels, multiple of 16.")] = None,
     horizon: Annotated[int | None, typer.Option(help="BLF windows denoised together.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
+    color_correction: Annotated[
+        float | None, typer.Option(help="0 to 1: keep the portrait's colours.")
+    ] = None,
+    long_form: Annotated[
+        str | None, typer.Option(help='"blf", or the family\'s own "continuation".')
+    ] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     kernels: Kernels = "auto",
@@ -100,6 +106,8 @@ def generate(
         "width": width,
         "horizon": horizon,
         "seed": seed,
+        "color_correction": color_correction,
+        "long_form": long_form,
     }
     with errors_as_exit_codes():
         from skyreels_rt.engine import Engine

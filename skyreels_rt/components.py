@@ -2,7 +2,8 @@
 
 A folder follows the diffusers layout: ``model_index.json`` names a class for every component, each
 component has a sub-folder with ``config.json`` and safetensors. ``_base`` may name a folder beside
-this one, which holds the components that this one lacks. Class names are looked up in the
+this one, which holds the components that this one lacks; ``_preset`` a family
+whose settings stand in for the files that say how to run it. Class names are looked up in the
 fixed tables below; nothing in a folder can name code.
 """
 
@@ -44,6 +45,7 @@ from skyreels_rt.models.tiny_vae import TinyVAE
 from skyreels_rt.models.transformer import SkyReelsTransformer
 from skyreels_rt.models.vae import VideoVAE
 from skyreels_rt.models.wan_vae import WanVAE
+from skyreels_rt.presets import find_preset
 from skyreels_rt.runtime.step_cache import (
     RunFacts,
     StepCache,
@@ -253,11 +255,7 @@ def _read_folder(folder: Path, load: _FolderLoader) -> Components:
         audio_features=features,
         text_encoder=load.text_encoder(transformer.config),
         image_encoder=load.image_encoder(needed=transformer.config.image_dim is not None),
-        generation=config_from_dict(
-            GenerationConfig,
-            read_json(folder / "generation_config.json"),
-            where="generation_config.json",
-        ),
+        generation=load.generation(),
         device=load.device,
         dtype=load.dtype,
         plan=load.plan,
@@ -334,6 +332,7 @@ class _FolderLoader:
         self.dtype = dtype
         self.plan = plan
         self.loras = loras
+        self.preset = find_preset(index["_preset"]) if "_preset" in index else None
         self.planned: dict[str, WeightsPlan] = {}
 
     def fill(self, on_progress: LoadCallback | None) -> None:
@@ -373,6 +372,12 @@ class _FolderLoader:
             return transformer_config_from_official(data, shapes, family, where=where)
         return config_from_dict(TransformerConfig, data, where=where)
 
+    def generation(self) -> GenerationConfig:
+        path = self.folder / "generation_config.json"
+        if self.preset is not None and not path.exists():
+            return self.preset.generation
+        return config_from_dict(GenerationConfig, read_json(path), where=path.name)
+
     def vae(self) -> VideoVAE:
         name = self._class_name("vae", VAE_CLASSES)
         data = read_json(self._path("vae") / "config.json")
@@ -396,11 +401,7 @@ class _FolderLoader:
         name = self._class_name("audio_encoder", (*WHISPER_CLASSES, *WAV2VEC2_CLASSES))
         folder = self._path("audio_encoder")
         config = read_json(folder / "config.json")
-        features = config_from_dict(
-            AudioFeatureConfig,
-            read_json(folder / "feature_config.json"),
-            where="audio_encoder/feature_config.json",
-        )
+        features = self._audio_grid(folder / "feature_config.json")
         if name in WAV2VEC2_CLASSES:
             with torch.device("meta"):
                 model = build_wav2vec2(config)
@@ -437,6 +438,12 @@ class _FolderLoader:
             model = build_clip_vision(data)
         self._plan(model, "image_encoder", key_map=clip_vision_key, dtype=self.dtype)
         return ClipImageEncoder(model)
+
+    def _audio_grid(self, path: Path) -> AudioFeatureConfig:
+        if self.preset is not None and self.preset.audio_features and not path.exists():
+            return self.preset.audio_features
+        where = f"audio_encoder/{path.name}"
+        return config_from_dict(AudioFeatureConfig, read_json(path), where=where)
 
     def _path(self, component: str) -> Path:
         """Sub-folder of a component: the folder's own, else its base's."""

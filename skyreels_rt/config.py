@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from skyreels_rt.continuation_config import ContinuationConfig
 from skyreels_rt.errors import InvalidArgument, ModelError, OutputError
 
 ConfigT = TypeVar("ConfigT")
@@ -30,6 +31,9 @@ GuidanceForm = Literal["audio_first", "text_first"]
 Prediction = Literal["velocity", "reference_residual"]
 SolverName = Literal["euler", "unipc"]
 Ramp = Literal["linear", "uniform"]
+Spacing = Literal["even", "to_timestep_1"]
+ColorReference = Literal["portrait", "first_window"]
+LongForm = Literal["blf", "continuation"]
 
 
 @dataclass(frozen=True)
@@ -371,6 +375,15 @@ class GenerationConfig:
         How the portrait enters (DESIGN.md, "Conditions").
     negative_prompt : str
         Prompt of the passes without text.
+    spacing : {"even", "to_timestep_1"}
+        Noise levels before the shift: even down to 0; or, as MultiTalk has it, even down to
+        timestep 1, and 0 after it.
+    color_correction : float
+        How far, from 0 to 1, the colours of every frame are moved to the reference's.
+    color_reference : {"portrait", "first_window"}
+        Whose colours they are.
+    continuation : ContinuationConfig or None
+        The family's own way to long videos; None where it has none. BLF is the default for all.
     """
 
     fps: int = 25
@@ -387,9 +400,15 @@ class GenerationConfig:
     guidance_form: GuidanceForm = "text_first"
     reference_mode: ReferenceMode = "all_frames"
     negative_prompt: str = ""
+    spacing: Spacing = "even"
+    color_correction: float = 0.0
+    color_reference: ColorReference = "portrait"
+    continuation: ContinuationConfig | None = None
 
     def __post_init__(self) -> None:
         require_positive(self, "fps", "height", "width", "window", "num_steps")
+        if not 0 <= self.color_correction <= 1:
+            raise InvalidArgument("color_correction", expected="0 to 1", got=self.color_correction)
         if not 0 <= self.overlap < self.window:
             raise InvalidArgument(
                 "overlap", expected=f"0 <= overlap < window={self.window}", got=self.overlap

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from skyreels_rt.audio.resample import ResampledAudio
 from skyreels_rt.components import Components
+from skyreels_rt.continuation import ContinuationSession
 from skyreels_rt.errors import AdmissionRefused, InvalidArgument
 from skyreels_rt.estimate import estimate_job
 from skyreels_rt.job import JobSettings, settings_of
@@ -378,7 +379,8 @@ class Engine:
         if on_progress is None:
             bar = on_progress = ProgressBar()
         cancel = options.get("cancel")
-        session = Session(
+        kind = Session if settings.long_form == "blf" else ContinuationSession
+        session = kind(
             self._components,
             settings,
             portrait=portrait,

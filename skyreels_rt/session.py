@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from skyreels_rt.appearance import Appearance
+from skyreels_rt.appearance import Appearance, color_match
 from skyreels_rt.audio.speech_tail import SpeechTail, checked_pcm
 from skyreels_rt.audio.token_track import TokenTrack
 from skyreels_rt.components import Components
@@ -34,7 +34,6 @@ from skyreels_rt.diffusion.block_reuse import OnBlocks
 from skyreels_rt.diffusion.denoise import denoise_group
 from skyreels_rt.diffusion.noise import timeline_noise
 from skyreels_rt.diffusion.predictor import LeadingSlot, WindowPredictor
-from skyreels_rt.diffusion.schedule import FlowSchedule
 from skyreels_rt.diffusion.solvers import make_solver
 from skyreels_rt.errors import Cancelled, InvalidArgument, MediaError, NonFinite
 from skyreels_rt.group_need import group_need
@@ -105,7 +104,7 @@ class Session:
         self._is_cancelled = is_cancelled
         self._observe = observe
         self._turns = turns if turns is not None else Turns()
-        self._schedule = FlowSchedule(settings.num_steps, settings.shift)
+        self._schedule = settings.schedule
         self._solver = make_solver(settings.solver, self._schedule)
         self._steps = components.step_plan(settings.teacache, self._schedule.timesteps)
         self._step_log = StepLog()
@@ -122,6 +121,7 @@ class Session:
             source=source,
             references_every_frame=references_every_frame,
         )
+        self._color = color_match(components, settings, portrait)
         self.speech = SpeechTail(settings.fps)
         """The speech whose frames were not delivered."""
         self._tokens = self._token_track()
@@ -273,6 +273,7 @@ class Session:
         """
         self._require_open("set_portrait")
         self._appearance = self._encoded(self.settings, portrait)
+        self._color = color_match(self._parts, self.settings, portrait)
         if self._parts.generation.reference_mode == "all_frames":
             self._track.set_reference(self._appearance.portrait_latents)
 
@@ -325,7 +326,9 @@ class Session:
         for index, cache in enumerate(self._decoder_cache or ()):
             tensors[f"decoder.{index}"] = cache.clone()
         tokens = None if self._tokens is None else self._tokens.state()
-        return PartState(facts, tensors).joined(speech=self.speech.state(), tokens=tokens)
+        return PartState(facts, tensors).joined(
+            speech=self.speech.state(), tokens=tokens, color=self._color.state()
+        )
 
     @classmethod
     def restored(
@@ -356,6 +359,7 @@ class Session:
                 tensors[f"decoder.{index}"].to(components.device) for index in range(count)
             )
         session.speech.restore(state.part("speech"))
+        session._color.restore(state.part("color"))
         if session._tokens is not None:
             session._tokens.restore(state.part("tokens"))
         return session
@@ -573,7 +577,7 @@ class Session:
         if len(frames) == 0:
             return None
         with self.clock.measure("composite"):
-            frames = self._track.composite(frames)
+            frames = self._track.composite(self._color(frames))
         first, self._frame_index = self._frame_index, self._frame_index + len(frames)
         return FrameChunk(
             frames=frames,

@@ -8,7 +8,13 @@ from pathlib import Path
 from skyreels_rt.config import read_json
 from skyreels_rt.errors import ModelError
 from skyreels_rt.weights.families import Family, detect_family
-from skyreels_rt.weights.files import PICKLE_SUFFIXES, STEMS, StoredTensor, read_checkpoint, read_headers
+from skyreels_rt.weights.files import (
+    PICKLE_SUFFIXES,
+    STEMS,
+    StoredTensor,
+    read_checkpoint,
+    read_headers,
+)
 from skyreels_rt.weights.key_maps import official_key
 
 _ENCODERS = {
@@ -138,9 +144,7 @@ def _transformer_entries(source: Path) -> dict[str, StoredTensor]:
     return read_headers(sorted(set(source.glob("*.safetensors")) - others))
 
 
-def _with_adapter(
-    base: dict[str, StoredTensor], adapter: Path | None
-) -> dict[str, StoredTensor]:
+def _with_adapter(base: dict[str, StoredTensor], adapter: Path | None) -> dict[str, StoredTensor]:
     if adapter is None:
         return base
     added = read_headers([adapter])
@@ -148,9 +152,7 @@ def _with_adapter(
     return {n: entry for n, entry in base.items() if official_key(n) not in replaced} | added
 
 
-def _family(
-    source: Path, transformer: dict[str, StoredTensor], adapter: Path | None
-) -> Family:
+def _family(source: Path, transformer: dict[str, StoredTensor], adapter: Path | None) -> Family:
     where = str(source) if adapter is None else f"{source} with {adapter}"
     family = detect_family(transformer, where=where)
     if family.is_adapter:

@@ -43,8 +43,9 @@ ENGINE = {
 }
 
 OPTIONS = {
-    "audio_guidance_scale", "cancel", "edit_mask", "guidance_form", "height", "horizon", "image",
-    "negative_prompt", "num_steps", "on_progress", "prompt", "sample_rate", "seed", "shift",
+    "audio_guidance_scale", "cancel", "color_correction", "color_reference", "edit_mask",
+    "guidance_form", "height", "horizon", "image", "long_form", "negative_prompt", "num_steps",
+    "on_progress", "prompt", "sample_rate", "seed", "shift",
     "solver", "teacache", "text_guidance_scale", "video", "width",
 }  # fmt: skip
 
@@ -53,10 +54,10 @@ GENERATE_FLAGS = {
     "--negative-prompt", "--steps",
     "--guidance-form", "--text-guidance-scale", "--audio-guidance-scale", "--solver",
     "--shift", "--height", "--width", "--horizon", "--seed", "--device", "--dtype", "--kernels",
-    "--json", "--teacache", "--magcache",
+    "--json", "--teacache", "--magcache", "--color-correction", "--long-form",
 }  # fmt: skip
 
-LIVE_OPTIONS = (OPTIONS - {"cancel", "on_progress", "sample_rate"}) | {
+LIVE_OPTIONS = (OPTIONS - {"cancel", "long_form", "on_progress", "sample_rate"}) | {
     "idle", "max_ahead_s", "on_full",
 }  # fmt: skip
 

@@ -26,7 +26,7 @@ RANKS = [
     {"pretrained", "scene", "estimate"},
     {"options", "offline"},
     {"live", "progress"},
-    {"session", "testing"},
+    {"session", "continuation", "testing"},
     {"appearance", "group_need"},
     {"components", "job"},
     {"conditioning", "diffusion", "audio"},
@@ -35,11 +35,13 @@ RANKS = [
     {"weights"},
     {"runtime"},
     {"kernels"},
-    {"types", "errors", "env", "config"},
+    {"types", "errors", "env", "config", "continuation_config", "presets"},
 ]
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}
 SIDEWAYS = {
     ("bench", "report"), ("doctor", "report"), ("config", "errors"), ("env", "errors"),
+    ("config", "continuation_config"), ("presets", "config"), ("presets", "errors"),
+    ("presets", "continuation_config"), ("continuation_config", "errors"),
     ("bench", "evaluation"),  # what a step cache costs is measured as `eval` measures
     ("pretrained", "testing"),  # "tiny-random" is a model like any other, loaded lazily
     ("testing", "kernels"),
