@@ -82,18 +82,7 @@ def read_tensors(source: Path) -> dict[str, Tensor]:
     Refused
         The file holds other objects than tensors, or cannot be read.
     """
-    if source.suffix == ".safetensors":
-        return load_file(source)
-    try:
-        try:
-            stored = torch.load(source, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError:  # the format before torch 1.6 cannot be mapped
-            stored = torch.load(source, map_location="cpu", weights_only=True)
-    except Exception as error:  # the unpickler raises whatever the bytes lead it to
-        reason = str(error).strip().splitlines()
-        raise Refused(
-            f"not a checkpoint of tensors alone ({reason[0] if reason else type(error).__name__})"
-        ) from error
+    stored = load_file(source) if source.suffix == ".safetensors" else _unpickled(source)
     while isinstance(stored, Mapping) and len(stored) == 1 and next(iter(stored)) in _WRAPPERS:
         stored = next(iter(stored.values()))
     found: dict[str, Tensor] = {}
@@ -101,6 +90,20 @@ def read_tensors(source: Path) -> dict[str, Tensor]:
     if not found:
         raise Refused("no tensors in it")
     return found
+
+
+def _unpickled(source: Path) -> object:
+    """What torch's weights-only unpickler makes of a file, tensors mapped where they can be."""
+    try:
+        try:
+            return torch.load(source, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError:  # the format before torch 1.6 cannot be mapped
+            return torch.load(source, map_location="cpu", weights_only=True)
+    except Exception as error:  # the unpickler raises whatever the bytes lead it to
+        reason = str(error).strip().splitlines()
+        raise Refused(
+            f"not a checkpoint of tensors alone ({reason[0] if reason else type(error).__name__})"
+        ) from error
 
 
 def convert_file(source: Path, folder: Path, map_name: str) -> int:

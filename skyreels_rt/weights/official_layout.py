@@ -18,8 +18,8 @@ from skyreels_rt.weights.key_maps import official_key
 MODEL_TYPES = ("t2v", "i2v")
 """Values of ``model_type`` that the engine runs."""
 
-WAV2VEC2_LAYERS, WAV2VEC2_DIM = 12, 768
-"""Hidden states of the chinese-wav2vec2-base encoder, constants of the official class."""
+WAV2VEC2_LAYERS = 12
+"""Hidden states of the chinese-wav2vec2-base encoder, a constant of the official class."""
 
 _RENAMED = {
     "dim": "dim",
@@ -103,11 +103,12 @@ def _own_query_audio(
 ) -> dict[str, Any]:
     options = _AUDIO | {key: data[key] for key in _AUDIO if key in data}
     outputs, hidden = _shape(shapes, "audio_proj.proj3.weight", where)
+    _, inputs = _shape(shapes, "audio_proj.proj1.weight", where)
     token_dim = _shape(shapes, "blocks.0.audio_cross_attn.kv_linear.weight", where)[-1]
     return {
         "kind": "own_query",
         "feature_layers": WAV2VEC2_LAYERS,
-        "feature_dim": WAV2VEC2_DIM,
+        "feature_dim": inputs // (int(options["audio_window"]) * WAV2VEC2_LAYERS),
         "features_per_frame": 1,
         "window": options["audio_window"],
         "num_tokens": outputs // token_dim,

@@ -12,8 +12,8 @@ from skyreels_rt.options import GenerateOptions, LiveOptions
 NAMES = [
     "AsyncSession", "Engine", "FrameChunk", "GenerateOptions", "GenerationSummary", "Health",
     "Interruption",
-    "LiveOptions", "LiveSession", "MagCache", "MemoryEstimate", "Progress", "SkyReelsError",
-    "StepMask", "TeaCache", "Video", "__version__",
+    "LiveOptions", "LiveSession", "LoadProgress", "Lora", "MagCache",
+    "MemoryEstimate", "Progress", "SkyReelsError", "StepMask", "TeaCache", "Video", "__version__",
 ]  # fmt: skip
 
 AUDIO = "(self, audio: 'str | Path | NDArray[Any]', **options: 'Unpack[GenerateOptions]')"
@@ -27,7 +27,8 @@ ENGINE = {
         "(model: 'str | Path', *, device: 'str | torch.device' = 'auto', "
         "dtype: 'str | torch.dtype' = 'auto', "
         "kernels: \"Literal['auto', 'reference'] | Mapping[str, str]\" = 'auto', "
-        "max_sessions: 'int' = 64) -> 'Engine'"
+        "max_sessions: 'int' = 64, loras: 'Sequence[Lora]' = (), revision: 'str | None' = None, "
+        "offline: 'bool' = False, on_progress: 'LoadCallback | None' = None) -> 'Engine'"
     ),
     "generate": f"{AUDIO} -> 'Video'",
     "generate_file": AUDIO.replace("(self, ", "(self, path: 'str | Path', ")
@@ -84,6 +85,7 @@ EVAL_FLAGS = {
 CALIBRATE_FLAGS = {
     "--clips", "--image", "--audio", "--steps", "--output", "--device", "--dtype", "--kernels",
 }  # fmt: skip
+CONVERT_FLAGS = {"--adapter", "--audio-encoder", "--preset", "--copy"}
 TRAIN_FLAGS = {"--recipe", "--stage", "--until", "--without"}
 
 
@@ -106,11 +108,12 @@ def test_command_line():
     command = typer.main.get_command(cli.app)
     assert set(command.commands) == {
         "generate", "stream", "serve", "doctor", "bench", "eval", "calibrate", "train",
+        "convert",
     }  # fmt: skip
     assert set(command.commands["bench"].commands) == {"kernels", "step", "stream", "teacache"}
     for name, expected in (
         ("generate", GENERATE_FLAGS), ("eval", EVAL_FLAGS), ("train", TRAIN_FLAGS),
-        ("calibrate", CALIBRATE_FLAGS),
+        ("calibrate", CALIBRATE_FLAGS), ("convert", CONVERT_FLAGS),
     ):  # fmt: skip
         flags = {o for p in command.commands[name].params for o in p.opts if o.startswith("--")}
         assert flags - {"--help"} == expected

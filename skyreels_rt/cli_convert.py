@@ -1,0 +1,78 @@
+"""The command ``convert``: an official release becomes a model folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+from skyreels_rt.terminal import console, errors_as_exit_codes
+
+if TYPE_CHECKING:
+    from skyreels_rt.types import LoadCallback, LoadProgress
+
+
+def convert(
+    source: Annotated[
+        Path, typer.Argument(help="Folder of SkyReels-V3-A2V, or of Wan2.1 T2V or I2V.")
+    ],
+    target: Annotated[Path, typer.Argument(help="Model folder to make; must not exist.")],
+    *,
+    adapter: Annotated[
+        Path | None,
+        typer.Option(help="Audio part for a Wan2.1-I2V base: InfiniteTalk, MultiTalk, ..."),
+    ] = None,
+    audio_encoder: Annotated[
+        Path | None, typer.Option(help="wav2vec2 folder, where the source has none.")
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Settings to run with (the family's own).")
+    ] = None,
+    copy: Annotated[
+        bool, typer.Option("--copy", help="Copy safetensors files instead of linking them.")
+    ] = False,
+) -> None:
+    """Make a model folder of an official release; pickles are read in a process of their own."""
+    with errors_as_exit_codes():
+        from skyreels_rt.conversion.convert import convert as make
+
+        with byte_bar() as show:
+            made = make(
+                source,
+                target,
+                adapter=adapter,
+                audio_encoder=audio_encoder,
+                preset=preset,
+                link=not copy,
+                on_progress=show,
+            )
+        console.print(
+            f"{made.folder}: {made.family}, preset {made.preset}, {made.num_bytes / 1e9:.2f} GB",
+            markup=False,
+            soft_wrap=True,
+        )
+
+
+@contextmanager
+def byte_bar() -> Iterator[LoadCallback]:
+    """A progress bar of bytes for a terminal."""
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    with bar:
+        task = bar.add_task("", total=None)
+
+        def show(state: LoadProgress) -> None:
+            bar.update(task, description=state.component, completed=state.done, total=state.total)
+
+        yield show
