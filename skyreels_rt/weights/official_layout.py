@@ -102,15 +102,20 @@ def _own_query_audio(
     data: dict[str, Any], shapes: Mapping[str, tuple[int, ...]], where: str
 ) -> dict[str, Any]:
     options = _AUDIO | {key: data[key] for key in _AUDIO if key in data}
+    window = options["audio_window"]
+    if type(window) is not int or window < 1:
+        raise ModelError(
+            f"{where}: audio_window: expected a positive integer, got {window!r}.", stage="load"
+        )
     outputs, hidden = _shape(shapes, "audio_proj.proj3.weight", where)
     _, inputs = _shape(shapes, "audio_proj.proj1.weight", where)
     token_dim = _shape(shapes, "blocks.0.audio_cross_attn.kv_linear.weight", where)[-1]
     return {
         "kind": "own_query",
         "feature_layers": WAV2VEC2_LAYERS,
-        "feature_dim": inputs // (int(options["audio_window"]) * WAV2VEC2_LAYERS),
+        "feature_dim": inputs // (window * WAV2VEC2_LAYERS),
         "features_per_frame": 1,
-        "window": options["audio_window"],
+        "window": window,
         "num_tokens": outputs // token_dim,
         "token_dim": token_dim,
         "hidden_dim": hidden,
