@@ -176,7 +176,12 @@ class Components:
 
 
 def load_components(
-    folder: Path, *, device: torch.device, dtype: torch.dtype, plan: KernelPlan
+    folder: Path,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    plan: KernelPlan,
+    transformer_device: torch.device | None = None,
 ) -> Components:
     """Load a model folder.
 
@@ -190,6 +195,9 @@ def load_components(
         Type of transformer, VAE and text encoder; the audio encoder stays float32.
     plan : KernelPlan
         Kernel implementations to use.
+    transformer_device : torch.device, optional
+        Where the transformer is left, for what quantises it or moves its blocks; ``device`` by
+        default.
 
     Raises
     ------
@@ -206,7 +214,7 @@ def load_components(
             hint=f"This engine runs {PIPELINE_CLASS!r} folders.",
         )
     load = _FolderLoader(folder, index, device, dtype, plan)
-    transformer = load.transformer()
+    transformer = load.transformer(transformer_device or device)
     audio, features = load.audio_encoder(needed=transformer.config.audio is not None)
     parts = Components(
         name=str(folder),
@@ -294,7 +302,7 @@ class _FolderLoader:
         self.plan = plan
         self.preset = find_preset(index["_preset"]) if "_preset" in index else None
 
-    def transformer(self) -> SkyReelsTransformer:
+    def transformer(self, device: torch.device) -> SkyReelsTransformer:
         name = self._class_name("transformer", TRANSFORMER_CLASSES)
         data = read_json(self._path("transformer") / "config.json")
         if name == "WanTransformer3DModel":
@@ -305,7 +313,7 @@ class _FolderLoader:
             key_map = None
         with torch.device("meta"):
             model = SkyReelsTransformer(config, self.plan).to_compute_dtype(self.dtype)
-        self._fill(model, "transformer", key_map=key_map, dtype=None)
+        self._fill(model, "transformer", key_map=key_map, dtype=None, device=device)
         return model
 
     def generation(self) -> GenerationConfig:
@@ -404,11 +412,15 @@ class _FolderLoader:
         *,
         key_map: Callable[[str], str | None] | None = None,
         dtype: torch.dtype | None,
+        device: torch.device | None = None,
     ) -> None:
+        where = device or self.device
+        if where.type == "meta":  # shapes are all that is wanted
+            return
         load_weights(
             module,
             self._path(component),
-            device=self.device,
+            device=where,
             dtype=dtype,
             key_map=key_map,
         )

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from skyreels_rt.config import TransformerConfig
 from skyreels_rt.kernels import KernelPlan, dense_attention, qk_norm_rope
+from skyreels_rt.models.fp8_linear import shared_rows
 
 KeysValues = tuple[Tensor, Tensor]
 """Keys and values ready for attention, shape (B, N, S, K) each."""
@@ -60,9 +61,10 @@ class SelfAttention(nn.Module):
         cos, sin : Tensor, shape (L, K/2), float32
             Tables of :func:`skyreels_rt.models.rope.rope_tables`.
         """
+        rows = shared_rows(x_BLD, self.q, self.k, self.v)
         q, k = qk_norm_rope(
-            self.q(x_BLD),
-            self.k(x_BLD),
+            self.q(rows),
+            self.k(rows),
             self.norm_q.weight,
             self.norm_k.weight,
             cos,
@@ -74,7 +76,7 @@ class SelfAttention(nn.Module):
         attended = dense_attention(
             _heads(q, self.num_heads),
             _heads(k, self.num_heads),
-            _heads(self.v(x_BLD), self.num_heads),
+            _heads(self.v(rows), self.num_heads),
             backend=self.plan.attention,
         )
         out: Tensor = self.o(_merge(attended))

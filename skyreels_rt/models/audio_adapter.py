@@ -149,6 +149,11 @@ class AudioCrossAttention(nn.Module):
         self.kv_linear = nn.Linear(config.audio.token_dim, 2 * config.dim)
         self.proj = nn.Linear(config.dim, config.dim)
 
+    def stop_folding_quantized(self) -> None:
+        """Take the ordinary path where a projection is no plain linear layer any more."""
+        if not (isinstance(self.q_linear, nn.Linear) and isinstance(self.proj, nn.Linear)):
+            self.absorbs = self.keeps_fold = False
+
     def context(self, tokens_BFMC: Tensor) -> AudioContext:
         """Keys and values of the audio tokens, or their fold; constant over the steps."""
         keys, values = self.kv_linear(tokens_BFMC).chunk(2, dim=-1)

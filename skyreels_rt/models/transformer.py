@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Self
 
@@ -29,6 +30,7 @@ from skyreels_rt.kernels import (
 from skyreels_rt.models.attention import CrossAttention, KeysValues, SelfAttention
 from skyreels_rt.models.audio_adapter import AudioContext, AudioCrossAttention, AudioPacker
 from skyreels_rt.models.rope import rope_tables
+from skyreels_rt.runtime.offload import BlockOffload
 
 SIGMA_FLOOR = 1e-3
 """Least noise level that a clean prediction is divided by."""
@@ -107,6 +109,7 @@ class FeedForward(nn.Sequential):
         """(B, L, D) -> (B, L, D)."""
         up, act, down = self
         fuses = self.fuses and input.is_cpu and input.dtype in (torch.float32, torch.bfloat16)
+        fuses &= isinstance(up, nn.Linear)  # not where it was quantised
         if fuses and not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
             hidden = torch.ops.mkldnn._linear_pointwise(
                 input, up.weight, up.bias, "gelu", [], "tanh"
@@ -293,6 +296,8 @@ class SkyReelsTransformer(nn.Module):
             TransformerBlock(config, plan) for _ in range(config.num_layers)
         )
         self.head = Head(config)
+        self.offload: BlockOffload | None = None
+        """What keeps the blocks' weights in host memory, where they do not fit the device."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -327,7 +332,8 @@ class SkyReelsTransformer(nn.Module):
             Padded with zeros to ``config.text_length``; the padding is attended, as in Wan.
         """
         context = self.text_embedding(prompt_embeds.to(self.device, self.dtype))
-        return tuple(block.cross_attn.text_keys_values(context) for block in self._blocks())
+        blocks = self._each_block("cross_attn.")
+        return tuple(block.cross_attn.text_keys_values(context) for block in blocks)
 
     def image_context(self, image_embeds: Tensor) -> tuple[KeysValues, ...]:
         """Keys and values of portrait tokens (B, S, image_dim) for every block.
@@ -342,7 +348,8 @@ class SkyReelsTransformer(nn.Module):
                 "image_embeds", expected="a model with image_dim set", got="a model without one"
             )
         context = self.img_emb(image_embeds.to(self.device, self.dtype))
-        return tuple(block.cross_attn.image_keys_values(context) for block in self._blocks())
+        blocks = self._each_block("cross_attn.")
+        return tuple(block.cross_attn.image_keys_values(context) for block in blocks)
 
     def audio_context(self, tokens_BFMC: Tensor) -> tuple[AudioContext, ...]:
         """What every block attends to of audio tokens (B, F, M, C).
@@ -357,7 +364,8 @@ class SkyReelsTransformer(nn.Module):
                 "audio", expected="a model with an audio adapter", got="a model without one"
             )
         tokens = tokens_BFMC.to(self.device, self.dtype)
-        return tuple(block.audio_cross_attn.context(tokens) for block in self._blocks())
+        blocks = self._each_block("audio_cross_attn.")
+        return tuple(block.audio_cross_attn.context(tokens) for block in blocks)
 
     def rope(self, frames: int, height: int, width: int) -> tuple[Tensor, Tensor]:
         """Rotary tables for a window of ``frames x height x width`` latents."""
@@ -455,7 +463,7 @@ class SkyReelsTransformer(nn.Module):
         norms = [Affine.of_rows(rows, 0) for rows in modulations]
         norms.append(self.head.norm(time_BD))
         normed = self._norm(x_BLD, norms[0])
-        for index, block in enumerate(self.blocks):
+        for index, block in enumerate(self._each_block()):
             x_BLD, normed = block(
                 x_BLD, normed, modulations[index], norms[index + 1], rope, context, index
             )
@@ -513,6 +521,14 @@ class SkyReelsTransformer(nn.Module):
         velocity = (noisy - reference - output.float()) / sigma.view(-1, 1, 1, 1, 1)
         return velocity.to(output.dtype)
 
+    def _each_block(self, *parts: str) -> Iterator[TransformerBlock]:
+        """Every block in turn, its weights (or those of some ``parts``) on the model's device."""
+        if self.offload is None:
+            yield from self._blocks()
+        else:
+            blocks = self._blocks()
+            yield from (blocks[index] for index in self.offload.resident(*parts))
+
     def _blocks(self) -> list[TransformerBlock]:
         return [block for block in self.blocks if isinstance(block, TransformerBlock)]
 
@@ -549,6 +565,15 @@ class SkyReelsTransformer(nn.Module):
         return grid.permute(0, 7, 1, 4, 2, 5, 3, 6).reshape(
             x.shape[0], self.config.out_channels, frames, height, width
         )
+
+
+def offload_blocks(transformer: SkyReelsTransformer, device: torch.device) -> None:
+    """Leave the blocks' weights in host memory and bring everything else to ``device``."""
+    blocks = [block for block in transformer.blocks if isinstance(block, TransformerBlock)]
+    transformer.offload = BlockOffload(blocks, device)
+    for name, part in transformer.named_children():
+        if name != "blocks":
+            part.to(device)
 
 
 def sinusoid(timestep: Tensor, dim: int) -> Tensor:

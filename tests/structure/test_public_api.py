@@ -13,7 +13,7 @@ NAMES = [
     "AsyncSession", "Engine", "FrameChunk", "GenerateOptions", "GenerationSummary", "Health",
     "Interruption",
     "LiveOptions", "LiveSession", "MagCache", "MemoryEstimate", "Progress", "SkyReelsError",
-    "StepMask", "TeaCache", "Video", "__version__",
+    "QuantPolicy", "StepMask", "TeaCache", "Video", "__version__",
 ]  # fmt: skip
 
 AUDIO = "(self, audio: 'str | Path | NDArray[Any]', **options: 'Unpack[GenerateOptions]')"
@@ -27,6 +27,7 @@ ENGINE = {
         "(model: 'str | Path', *, device: 'str | torch.device' = 'auto', "
         "dtype: 'str | torch.dtype' = 'auto', "
         "kernels: \"Literal['auto', 'reference'] | Mapping[str, str]\" = 'auto', "
+        "quantization: 'str | QuantPolicy | None' = None, offload: 'bool' = False, "
         "max_sessions: 'int' = 64) -> 'Engine'"
     ),
     "generate": f"{AUDIO} -> 'Video'",
@@ -135,7 +136,10 @@ MEMBERS = {
         "fps", "num_frames", "rtf", "seconds", "seed", "settings", "stage_seconds",
         "steps",
     ],
-    "MemoryEstimate": ["activations", "residuals", "timeline", "total", "vae_cache", "weights"],
+    "MemoryEstimate": [
+        "activations", "available", "describe", "fits", "host", "residuals", "timeline", "total",
+        "vae_cache", "weights",
+    ],
     "Progress": ["done", "frames", "stage", "total"],
     "Video": ["audio", "duration", "fps", "frames", "num_frames", "sample_rate", "save", "steps"],
 }  # fmt: skip
