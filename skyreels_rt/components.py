@@ -236,7 +236,7 @@ def load_components(
 
 def _read_calibration(path: Path, transformer: SkyReelsTransformer) -> StepCalibration | None:
     """The folder's own calibration; a base's would be of other weights."""
-    if not path.exists():
+    if not path.exists() or transformer.device.type == "meta":
         return None
     found = config_from_dict(StepCalibration, read_json(path), where=path.name)
     if found.run.weights != transformer.time_digest():

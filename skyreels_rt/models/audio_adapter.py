@@ -21,6 +21,7 @@ from skyreels_rt.kernels import (
     audio_cross_attention,
     fold_audio_projections,
 )
+from skyreels_rt.models.fp8_linear import is_quantized
 from skyreels_rt.runtime.memory import keeps_audio_fold
 from skyreels_rt.types import Timeline
 
@@ -151,7 +152,7 @@ class AudioCrossAttention(nn.Module):
 
     def stop_folding_quantized(self) -> None:
         """Take the ordinary path where a projection is no plain linear layer any more."""
-        if not (isinstance(self.q_linear, nn.Linear) and isinstance(self.proj, nn.Linear)):
+        if is_quantized(self.q_linear) or is_quantized(self.proj):
             self.absorbs = self.keeps_fold = False
 
     def context(self, tokens_BFMC: Tensor) -> AudioContext:

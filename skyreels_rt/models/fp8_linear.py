@@ -101,12 +101,19 @@ class Fp8Linear(nn.Module):
                 values, self.weight.t(), scale_a=scales, scale_b=self.scales.t(),
                 bias=self.bias, out_dtype=dtype, use_fast_accum=True,
             )  # fmt: skip
-            return out.unflatten(0, lead)
+            whole: Tensor = out.unflatten(0, lead)
+            return whole
         products = values.float() @ self.weight.float().t()
         products = products.mul_(scales).mul_(self.scales.t())
         if self.bias is not None:
             products = products.add_(self.bias.float())
-        return products.to(dtype).unflatten(0, lead)
+        result: Tensor = products.to(dtype).unflatten(0, lead)
+        return result
+
+
+def is_quantized(layer: nn.Module) -> bool:
+    """Whether the layer's weight is kept in e4m3."""
+    return isinstance(layer, Fp8Linear)
 
 
 def shared_rows(x: Tensor, *layers: nn.Module) -> Tensor | QuantizedRows:

@@ -29,6 +29,7 @@ from skyreels_rt.kernels import (
 )
 from skyreels_rt.models.attention import CrossAttention, KeysValues, SelfAttention
 from skyreels_rt.models.audio_adapter import AudioContext, AudioCrossAttention, AudioPacker
+from skyreels_rt.models.fp8_linear import is_quantized
 from skyreels_rt.models.rope import rope_tables
 from skyreels_rt.runtime.offload import BlockOffload
 
@@ -109,7 +110,7 @@ class FeedForward(nn.Sequential):
         """(B, L, D) -> (B, L, D)."""
         up, act, down = self
         fuses = self.fuses and input.is_cpu and input.dtype in (torch.float32, torch.bfloat16)
-        fuses &= isinstance(up, nn.Linear)  # not where it was quantised
+        fuses &= not is_quantized(up)
         if fuses and not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
             hidden = torch.ops.mkldnn._linear_pointwise(
                 input, up.weight, up.bias, "gelu", [], "tanh"

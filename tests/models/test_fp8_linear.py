@@ -1,4 +1,4 @@
-"""8-bit linear layers: exact scales, errors within e4m3's rounding, torch's own product as a peer."""
+"""8-bit linear layers: exact scales, errors within e4m3's rounding, torch's product as a peer."""
 
 import pytest
 import torch

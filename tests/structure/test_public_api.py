@@ -106,9 +106,11 @@ def test_command_line():
 
     command = typer.main.get_command(cli.app)
     assert set(command.commands) == {
-        "generate", "stream", "serve", "doctor", "bench", "eval", "calibrate", "train",
+        "generate", "stream", "serve", "doctor", "bench", "eval", "calibrate", "train", "estimate",
     }  # fmt: skip
-    assert set(command.commands["bench"].commands) == {"kernels", "step", "stream", "teacache"}
+    assert set(command.commands["bench"].commands) == {
+        "kernels", "quantization", "step", "stream", "teacache",
+    }  # fmt: skip
     for name, expected in (
         ("generate", GENERATE_FLAGS), ("eval", EVAL_FLAGS), ("train", TRAIN_FLAGS),
         ("calibrate", CALIBRATE_FLAGS),
