@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from skyreels_rt.media.video import Video
     from skyreels_rt.offline import GenerationSummary
     from skyreels_rt.options import GenerateOptions, LiveOptions
+    from skyreels_rt.quantization import QuantPolicy
     from skyreels_rt.runtime.magcache import MagCache
     from skyreels_rt.runtime.memory import MemoryEstimate
     from skyreels_rt.runtime.step_cache import StepMask
@@ -45,6 +46,7 @@ __all__ = [
     "MagCache",
     "MemoryEstimate",
     "Progress",
+    "QuantPolicy",
     "SkyReelsError",
     "StepMask",
     "TeaCache",
@@ -67,6 +69,7 @@ _HOMES = {
     "MagCache": "skyreels_rt.runtime.magcache",
     "MemoryEstimate": "skyreels_rt.runtime.memory",
     "Progress": "skyreels_rt.types",
+    "QuantPolicy": "skyreels_rt.quantization",
     "SkyReelsError": "skyreels_rt.errors",
     "StepMask": "skyreels_rt.runtime.step_cache",
     "TeaCache": "skyreels_rt.runtime.teacache",

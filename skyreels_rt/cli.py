@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from skyreels_rt import cli_convert, cli_live
+from skyreels_rt import cli_convert, cli_live, cli_weights
 from skyreels_rt.terminal import (
     Device,
     Dtype,
@@ -50,6 +50,8 @@ app.command("stream")(cli_live.stream)
 app.command("serve")(cli_live.serve)
 app.command("convert")(cli_convert.convert)
 bench_app.command("stream")(cli_live.bench_stream)
+app.command("estimate")(cli_weights.estimate)
+bench_app.command("quantization")(cli_weights.bench_quantization)
 
 
 @app.command()

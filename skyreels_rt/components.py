@@ -10,7 +10,7 @@ fixed tables below; nothing in a folder can name code.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -185,6 +185,7 @@ def load_components(
     device: torch.device,
     dtype: torch.dtype,
     plan: KernelPlan,
+    transformer_device: torch.device | None = None,
     loras: Sequence[Lora] = (),
     on_progress: LoadCallback | None = None,
 ) -> Components:
@@ -200,6 +201,9 @@ def load_components(
         Type of transformer, VAE and text encoder; the audio encoder stays float32.
     plan : KernelPlan
         Kernel implementations to use.
+    transformer_device : torch.device, optional
+        Where the transformer is left, for what quantises it or moves its blocks; ``device`` by
+        default.
     loras : sequence of Lora
         Additions to the transformer's weights.
     on_progress : callable, optional
@@ -214,7 +218,7 @@ def load_components(
     """
     load = _FolderLoader(folder, _read_index(folder), device, dtype, plan, tuple(loras))
     parts = _read_folder(folder, load)
-    load.fill(on_progress)
+    load.fill({"transformer": transformer_device or device}, on_progress)
     return replace(
         parts, calibration=_read_calibration(folder / CALIBRATION_FILE, parts.transformer)
     )
@@ -266,7 +270,7 @@ def _read_folder(folder: Path, load: _FolderLoader) -> Components:
 
 def _read_calibration(path: Path, transformer: SkyReelsTransformer) -> StepCalibration | None:
     """The folder's own calibration; a base's would be of other weights."""
-    if not path.exists():
+    if not path.exists() or transformer.device.type == "meta":
         return None
     found = config_from_dict(StepCalibration, read_json(path), where=path.name)
     if found.run.weights != transformer.time_digest():
@@ -335,8 +339,8 @@ class _FolderLoader:
         self.preset = find_preset(index["_preset"]) if "_preset" in index else None
         self.planned: dict[str, WeightsPlan] = {}
 
-    def fill(self, on_progress: LoadCallback | None) -> None:
-        """Read and place all that was planned."""
+    def fill(self, devices: Mapping[str, torch.device], on_progress: LoadCallback | None) -> None:
+        """Read and place all that was planned, on ``devices`` where a component is named there."""
         total, done = sum(plan.num_bytes for plan in self.planned.values()), 0
 
         def report(component: str, offset: int) -> Callable[[int, int], None]:
@@ -345,7 +349,7 @@ class _FolderLoader:
             )
 
         for component, plan in self.planned.items():
-            plan.fill(self.device, report(component, done))
+            plan.fill(devices.get(component, self.device), report(component, done))
             done += plan.num_bytes
 
     def transformer(self) -> SkyReelsTransformer:
@@ -471,10 +475,12 @@ class _FolderLoader:
         merge: Merge | None = None,
     ) -> None:
         """Check a component's files and remember to fill ``module`` from them."""
+        module.eval().requires_grad_(False)
+        if self.device.type == "meta":  # shapes are all that is wanted
+            return
         self.planned[component] = plan_weights(
             module, self._path(component), dtype=dtype, key_map=key_map, merge=merge
         )
-        module.eval().requires_grad_(False)
 
 
 def _base_folder(folder: Path, index: dict[str, Any]) -> Path | None:

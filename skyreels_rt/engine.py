@@ -31,6 +31,7 @@ from skyreels_rt.offline import GenerationSummary, OfflineJob
 from skyreels_rt.options import GenerateOptions, LiveOptions, resolve_live, resolve_settings
 from skyreels_rt.pretrained import load_pretrained
 from skyreels_rt.progress import ProgressBar
+from skyreels_rt.quantization import QuantPolicy, weights_note
 from skyreels_rt.runtime.memory import MemoryEstimate
 from skyreels_rt.runtime.metrics import EngineMetrics
 from skyreels_rt.runtime.turns import Gate, Turns
@@ -95,6 +96,8 @@ class Engine:
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
         kernels: Literal["auto", "reference"] | Mapping[str, str] = "auto",
+        quantization: str | QuantPolicy | None = None,
+        offload: bool = False,
         max_sessions: int = 64,
         loras: Sequence[Lora] = (),
         revision: str | None = None,
@@ -116,6 +119,11 @@ class Engine:
             on a CPU with AMX.
         kernels : str or dict
             ``"auto"``, ``"reference"``, or an implementation for some operators by name.
+        quantization : str or QuantPolicy, optional
+            Layers of the transformer kept in 8 bits: ``"fp8"``, ``"fp8_weight"``, or a policy.
+        offload : bool
+            Keep the blocks' weights in host memory and bring them to the device one after the
+            other. Same bytes, less device memory, more time.
         max_sessions : int
             Live sessions that may be open at once.
         loras : sequence of Lora
@@ -142,7 +150,8 @@ class Engine:
         """
         parts = load_pretrained(
             model, device=device, dtype=dtype, kernels=kernels,
-            loras=loras, revision=revision, offline=offline, on_progress=on_progress,
+            quantization=quantization, offload=offload, loras=loras,
+            revision=revision, offline=offline, on_progress=on_progress,
         )  # fmt: skip
         return cls(parts, max_sessions=max_sessions)
 
@@ -341,7 +350,7 @@ class Engine:
                 f"{config.num_heads} heads, {config.condition_channels} condition channels",
                 f"video        {generation.width}x{generation.height} at {generation.fps} fps",
                 f"windows      {generation.window} latents, overlap {generation.overlap}",
-                f"weights      {parts.num_bytes / 2**20:.1f} MiB",
+                f"weights      {parts.num_bytes / 2**20:.1f} MiB{weights_note(parts.transformer)}",
                 parts.plan.describe(),
             ]
         )

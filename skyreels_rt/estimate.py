@@ -10,6 +10,7 @@ from skyreels_rt.diffusion.blf import full_group_stop, plan_group
 from skyreels_rt.errors import InvalidArgument
 from skyreels_rt.job import JobSettings
 from skyreels_rt.options import bytes_per_latent
+from skyreels_rt.runtime.device import device_memory
 from skyreels_rt.runtime.memory import MemoryEstimate, activation_bytes, residual_bytes
 
 
@@ -33,14 +34,19 @@ def estimate_job(
     frames = min(window, total) + timeline.primed
     tokens = frames * (settings.height // stride // patch_h)
     tokens *= settings.width // stride // patch_w
+    offload = components.transformer.offload
+    on_host = 0 if offload is None else offload.host_bytes
+    buffers = 0 if offload is None else offload.device_bytes
     return MemoryEstimate(
-        weights=components.num_bytes,
+        weights=components.num_bytes - on_host + buffers,
         timeline=group * bytes_per_latent(components, settings, has_source=has_source),
         vae_cache=components.vae.cache_bytes(settings.height, settings.width, components.dtype),
         activations=activation_bytes(
             components.transformer.config, num_tokens=tokens, itemsize=components.dtype.itemsize
         ),
         residuals=_residuals(components, settings, group, tokens),
+        host=on_host,
+        available=device_memory(components.device),
     )
 
 

@@ -196,7 +196,7 @@ def resolve_settings(
     solver = _or_default(options.get("solver"), model.solver)
     form = _or_default(options.get("guidance_form"), model.guidance_form)
     color_reference = _or_default(options.get("color_reference"), model.color_reference)
-    long_form = _or_default(cast("GenerateOptions", options).get("long_form"), "blf")
+    long_form: LongForm = cast("GenerateOptions", options).get("long_form") or "blf"
     for name, value, known in (
         ("solver", solver, get_args(SolverName)),
         ("guidance_form", form, get_args(GuidanceForm)),

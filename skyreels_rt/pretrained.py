@@ -12,6 +12,8 @@ import torch
 from skyreels_rt.components import Components, load_components, stored_transformer_dtype
 from skyreels_rt.errors import InvalidArgument, ModelError
 from skyreels_rt.kernels import KernelPlan
+from skyreels_rt.models.transformer import offload_blocks
+from skyreels_rt.quantization import QuantPolicy, quantize_transformer, resolve_policy
 from skyreels_rt.runtime.device import resolve_device, resolve_dtype
 from skyreels_rt.types import LoadCallback
 from skyreels_rt.weights.files import PICKLE_SUFFIXES
@@ -38,12 +40,15 @@ def load_pretrained(
     device: str | torch.device,
     dtype: str | torch.dtype,
     kernels: Literal["auto", "reference"] | Mapping[str, str],
+    quantization: str | QuantPolicy | None = None,
+    offload: bool = False,
     loras: Sequence[Lora] = (),
     revision: str | None = None,
     offline: bool = False,
     on_progress: LoadCallback | None = None,
 ) -> Components:
     """Parts of a model; takes and raises what :meth:`Engine.from_pretrained` does."""
+    policy = resolve_policy(quantization)
     where = resolve_device(device)
     kind = resolve_dtype(dtype, where)
     if str(model) == TINY_NAME:
@@ -52,7 +57,8 @@ def load_pretrained(
         from skyreels_rt.testing.tiny import tiny_components
 
         plan = KernelPlan.choose(where, kind, kernels)
-        return tiny_components(device=where, dtype=kind, plan=plan)
+        tiny = tiny_components(device=where, dtype=kind, plan=plan)
+        return _fitted(tiny, policy, offload=offload)
     folder = (
         fetch_snapshot(str(model), revision=revision, offline=offline)
         if is_hub_id(model)
@@ -61,9 +67,13 @@ def load_pretrained(
     _require_model_folder(folder)
     kind = resolve_dtype(dtype, where, stored=stored_transformer_dtype(folder))
     plan = KernelPlan.choose(where, kind, kernels)
+    # What is to shrink, or to stay in host memory, need not fit the device first.
+    staged = torch.device("cpu") if offload or policy is not None else where
     parts = load_components(
-        folder, device=where, dtype=kind, plan=plan, loras=loras, on_progress=on_progress
-    )
+        folder, device=where, dtype=kind, plan=plan, transformer_device=staged,
+        loras=loras, on_progress=on_progress,
+    )  # fmt: skip
+    parts = _fitted(parts, policy, offload=offload)
     return replace(parts, name=str(model)) if str(model) in embedded_models() else parts
 
 
@@ -77,6 +87,38 @@ def _require_model_folder(folder: Path) -> None:
             stage="load",
             hint=f"Convert it once: skyreels-rt convert {folder} TARGET",
         )
+
+
+def load_shapes(
+    model: str | Path,
+    *,
+    dtype: str | torch.dtype,
+    quantization: str | QuantPolicy | None = None,
+    offload: bool = False,
+) -> Components:
+    """Parts of a model folder without their weights, for what follows from shapes alone."""
+    policy, folder, meta = (
+        resolve_policy(quantization),
+        _existing_folder(model),
+        torch.device("meta"),
+    )
+    cpu = torch.device("cpu")
+    kind = resolve_dtype(dtype, cpu, stored=stored_transformer_dtype(folder))
+    plan = KernelPlan.choose(cpu, kind, "auto")
+    parts = load_components(folder, device=meta, dtype=kind, plan=plan)
+    return _fitted(parts, policy, offload=offload)
+
+
+def _fitted(parts: Components, policy: QuantPolicy | None, *, offload: bool) -> Components:
+    """The same parts, the transformer quantised and offloaded as asked."""
+    transformer = parts.transformer
+    if policy is not None:
+        quantize_transformer(transformer, policy, parts.device, stays=offload)
+    if offload:
+        offload_blocks(transformer, parts.device)
+    else:
+        transformer.to(parts.device)
+    return parts
 
 
 def _existing_folder(model: str | Path) -> Path:

@@ -19,6 +19,7 @@ from skyreels_rt.kernels import (
     dense_attention,
     qk_norm_rope,
 )
+from skyreels_rt.models.fp8_linear import shared_rows
 
 KeysValues = tuple[Tensor, Tensor]
 """Keys and values ready for attention, shape (B, N, S, K) each."""
@@ -84,9 +85,10 @@ class SelfAttention(nn.Module):
         cos, sin : Tensor, shape (L, K/2), float32
             Tables of :func:`skyreels_rt.models.rope.rope_tables`.
         """
+        rows = shared_rows(x_BLD, self.q, self.k, self.v)
         q, k = qk_norm_rope(
-            self.q(x_BLD),
-            self.k(x_BLD),
+            self.q(rows),
+            self.k(rows),
             self.norm_q.weight,
             self.norm_k.weight,
             cos,
@@ -98,7 +100,7 @@ class SelfAttention(nn.Module):
         attended = dense_attention(
             _heads(q, self.num_heads),
             _heads(k, self.num_heads),
-            _heads(self.v(x_BLD), self.num_heads),
+            _heads(self.v(rows), self.num_heads),
             backend=self.plan.attention,
         )
         out: Tensor = self.o(_merge(attended))

@@ -25,6 +25,7 @@ from skyreels_rt.kernels import (
     fold_audio_projections,
 )
 from skyreels_rt.models.attention import SharedQueryAudio
+from skyreels_rt.models.fp8_linear import is_quantized
 from skyreels_rt.runtime.memory import keeps_audio_fold
 from skyreels_rt.types import Timeline
 
@@ -217,6 +218,11 @@ class AudioCrossAttention(nn.Module):
         self.q_linear = nn.Linear(config.dim, config.dim)
         self.kv_linear = nn.Linear(config.audio.token_dim, 2 * config.dim)
         self.proj = nn.Linear(config.dim, config.dim)
+
+    def stop_folding_quantized(self) -> None:
+        """Take the ordinary path where a projection is no plain linear layer any more."""
+        if is_quantized(self.q_linear) or is_quantized(self.proj):
+            self.absorbs = self.keeps_fold = False
 
     def context(self, tokens_BFMC: Tensor) -> tuple[Tensor, Tensor] | AudioFold:
         """Keys and values of the audio tokens, or their fold; constant over the steps."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Self
 
@@ -29,7 +30,10 @@ from skyreels_rt.kernels import (
 )
 from skyreels_rt.models.attention import CrossAttention, KeysValues, SelfAttention, SharedQueryAudio
 from skyreels_rt.models.audio_adapter import AudioContext, AudioCrossAttention, build_packer
+from skyreels_rt.models.embeddings import ImageEmbedding, sinusoid
+from skyreels_rt.models.fp8_linear import is_quantized
 from skyreels_rt.models.rope import rope_tables
+from skyreels_rt.runtime.offload import BlockOffload
 
 SIGMA_FLOOR = 1e-3
 """Least noise level that a clean prediction is divided by."""
@@ -108,6 +112,7 @@ class FeedForward(nn.Sequential):
         """(B, L, D) -> (B, L, D)."""
         up, act, down = self
         fuses = self.fuses and input.is_cpu and input.dtype in (torch.float32, torch.bfloat16)
+        fuses &= not is_quantized(up)
         if fuses and not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
             hidden = torch.ops.mkldnn._linear_pointwise(
                 input, up.weight, up.bias, "gelu", [], "tanh"
@@ -209,31 +214,6 @@ class TransformerBlock(nn.Module):
         )  # fmt: skip
 
 
-class ImageEmbedding(nn.Module):
-    """Projects the image encoder's tokens to the model's width (Wan's ``MLPProj``).
-
-    Parameters
-    ----------
-    image_dim, dim : int
-        Widths in and out.
-    """
-
-    def __init__(self, image_dim: int, dim: int) -> None:
-        super().__init__()
-        self.proj = nn.Sequential(
-            nn.LayerNorm(image_dim),
-            nn.Linear(image_dim, image_dim),
-            nn.GELU(),
-            nn.Linear(image_dim, dim),
-            nn.LayerNorm(dim),
-        )
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """(B, S, image_dim) -> (B, S, D)."""
-        out: Tensor = self.proj(tokens)
-        return out
-
-
 class Head(nn.Module):
     """Final modulated norm and projection to patches.
 
@@ -296,6 +276,8 @@ class SkyReelsTransformer(nn.Module):
             TransformerBlock(config, plan) for _ in range(config.num_layers)
         )
         self.head = Head(config)
+        self.offload: BlockOffload | None = None
+        """What keeps the blocks' weights in host memory, where they do not fit the device."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -330,7 +312,8 @@ class SkyReelsTransformer(nn.Module):
             Padded with zeros to ``config.text_length``; the padding is attended, as in Wan.
         """
         context = self.text_embedding(prompt_embeds.to(self.device, self.dtype))
-        return tuple(block.cross_attn.text_keys_values(context) for block in self._blocks())
+        blocks = self._each_block("cross_attn.")
+        return tuple(block.cross_attn.text_keys_values(context) for block in blocks)
 
     def image_context(self, image_embeds: Tensor) -> tuple[KeysValues, ...]:
         """Keys and values of portrait tokens (B, S, image_dim) for every block.
@@ -345,7 +328,8 @@ class SkyReelsTransformer(nn.Module):
                 "image_embeds", expected="a model with image_dim set", got="a model without one"
             )
         context = self.img_emb(image_embeds.to(self.device, self.dtype))
-        return tuple(block.cross_attn.image_keys_values(context) for block in self._blocks())
+        blocks = self._each_block("cross_attn.")
+        return tuple(block.cross_attn.image_keys_values(context) for block in blocks)
 
     def audio_context(self, tokens_BFMC: Tensor) -> tuple[AudioContext, ...]:
         """What every block attends to of audio tokens (B, F, M, C).
@@ -361,8 +345,10 @@ class SkyReelsTransformer(nn.Module):
             )
         tokens = tokens_BFMC.to(self.device, self.dtype)
         if self.config.audio.kind == "shared_query":
-            return tuple(block.cross_attn.audio_keys_values(tokens) for block in self._blocks())
-        return tuple(block.audio_cross_attn.context(tokens) for block in self._blocks())
+            blocks = self._each_block("cross_attn.")
+            return tuple(block.cross_attn.audio_keys_values(tokens) for block in blocks)
+        blocks = self._each_block("audio_cross_attn.")
+        return tuple(block.audio_cross_attn.context(tokens) for block in blocks)
 
     def rope(self, frames: int, height: int, width: int) -> tuple[Tensor, Tensor]:
         """Rotary tables for a window of ``frames x height x width`` latents."""
@@ -460,7 +446,7 @@ class SkyReelsTransformer(nn.Module):
         norms = [Affine.of_rows(rows, 0) for rows in modulations]
         norms.append(self.head.norm(time_BD))
         normed = self._norm(x_BLD, norms[0])
-        for index, block in enumerate(self.blocks):
+        for index, block in enumerate(self._each_block()):
             x_BLD, normed = block(
                 x_BLD, normed, modulations[index], norms[index + 1], rope, context, index
             )
@@ -518,6 +504,14 @@ class SkyReelsTransformer(nn.Module):
         velocity = (noisy - reference - output.float()) / sigma.view(-1, 1, 1, 1, 1)
         return velocity.to(output.dtype)
 
+    def _each_block(self, *parts: str) -> Iterator[TransformerBlock]:
+        """Every block in turn, its weights (or those of some ``parts``) on the model's device."""
+        if self.offload is None:
+            yield from self._blocks()
+        else:
+            blocks = self._blocks()
+            yield from (blocks[index] for index in self.offload.resident(*parts))
+
     def _blocks(self) -> list[TransformerBlock]:
         return [block for block in self.blocks if isinstance(block, TransformerBlock)]
 
@@ -556,21 +550,10 @@ class SkyReelsTransformer(nn.Module):
         )
 
 
-def sinusoid(timestep: Tensor, dim: int) -> Tensor:
-    """Sinusoidal embedding of timesteps, cosines first (Wan's ``sinusoidal_embedding_1d``).
-
-    Parameters
-    ----------
-    timestep : Tensor, shape (B,)
-        In [0, 1000].
-    dim : int
-        Even width.
-
-    Returns
-    -------
-    Tensor, shape (B, dim), float32; computed in float64.
-    """
-    half = dim // 2
-    exponents = torch.arange(half, dtype=torch.float64, device=timestep.device) / half
-    angles = torch.outer(timestep.double(), 10_000.0**-exponents)
-    return torch.cat([angles.cos(), angles.sin()], dim=1).float()
+def offload_blocks(transformer: SkyReelsTransformer, device: torch.device) -> None:
+    """Leave the blocks' weights in host memory and bring everything else to ``device``."""
+    blocks = [block for block in transformer.blocks if isinstance(block, TransformerBlock)]
+    transformer.offload = BlockOffload(blocks, device)
+    for name, part in transformer.named_children():
+        if name != "blocks":
+            part.to(device)

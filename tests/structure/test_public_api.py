@@ -13,7 +13,8 @@ NAMES = [
     "AsyncSession", "Engine", "FrameChunk", "GenerateOptions", "GenerationSummary", "Health",
     "Interruption",
     "LiveOptions", "LiveSession", "LoadProgress", "Lora", "MagCache",
-    "MemoryEstimate", "Progress", "SkyReelsError", "StepMask", "TeaCache", "Video", "__version__",
+    "MemoryEstimate", "Progress", "QuantPolicy", "SkyReelsError", "StepMask", "TeaCache", "Video",
+    "__version__",
 ]  # fmt: skip
 
 AUDIO = "(self, audio: 'str | Path | NDArray[Any]', **options: 'Unpack[GenerateOptions]')"
@@ -27,6 +28,7 @@ ENGINE = {
         "(model: 'str | Path', *, device: 'str | torch.device' = 'auto', "
         "dtype: 'str | torch.dtype' = 'auto', "
         "kernels: \"Literal['auto', 'reference'] | Mapping[str, str]\" = 'auto', "
+        "quantization: 'str | QuantPolicy | None' = None, offload: 'bool' = False, "
         "max_sessions: 'int' = 64, loras: 'Sequence[Lora]' = (), revision: 'str | None' = None, "
         "offline: 'bool' = False, on_progress: 'LoadCallback | None' = None) -> 'Engine'"
     ),
@@ -107,10 +109,12 @@ def test_command_line():
 
     command = typer.main.get_command(cli.app)
     assert set(command.commands) == {
-        "generate", "stream", "serve", "doctor", "bench", "eval", "calibrate", "train",
+        "generate", "stream", "serve", "doctor", "bench", "eval", "calibrate", "train", "estimate",
         "convert",
     }  # fmt: skip
-    assert set(command.commands["bench"].commands) == {"kernels", "step", "stream", "teacache"}
+    assert set(command.commands["bench"].commands) == {
+        "kernels", "quantization", "step", "stream", "teacache",
+    }  # fmt: skip
     for name, expected in (
         ("generate", GENERATE_FLAGS), ("eval", EVAL_FLAGS), ("train", TRAIN_FLAGS),
         ("calibrate", CALIBRATE_FLAGS), ("convert", CONVERT_FLAGS),
@@ -138,7 +142,10 @@ MEMBERS = {
         "fps", "num_frames", "rtf", "seconds", "seed", "settings", "stage_seconds",
         "steps",
     ],
-    "MemoryEstimate": ["activations", "residuals", "timeline", "total", "vae_cache", "weights"],
+    "MemoryEstimate": [
+        "activations", "available", "describe", "fits", "host", "residuals", "timeline", "total",
+        "vae_cache", "weights",
+    ],
     "Progress": ["done", "frames", "stage", "total"],
     "Video": ["audio", "duration", "fps", "frames", "num_frames", "sample_rate", "save", "steps"],
 }  # fmt: skip

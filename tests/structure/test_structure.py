@@ -18,7 +18,7 @@ MAX_FILE_LINES, MAX_FUNCTION_LINES = 600, 100
 RANKS = [
     {"__main__"},
     {"cli"},
-    {"cli_live", "cli_convert"},
+    {"cli_convert", "cli_live", "cli_weights"},
     {"terminal", "held_out", "serve"},
     {"bench", "doctor", "training", "evaluation", "calibration", "conversion"},
     {"streaming"},
@@ -28,7 +28,7 @@ RANKS = [
     {"live", "progress"},
     {"session", "continuation", "testing"},
     {"appearance", "group_need"},
-    {"components", "job"},
+    {"components", "job", "quantization"},
     {"conditioning", "diffusion", "audio"},
     {"media"},
     {"models"},
