@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -57,6 +58,21 @@ def test_every_family_loads_as_the_canonical_model(converted, canonical_model, n
     assert all(torch.equal(state[key], wanted[key]) for key in wanted)
     assert converted(name).preset == name
     assert parts.generation == PRESETS[name].generation
+
+
+def test_an_official_transformer_loads_beside_other_components(converted, releases, tmp_path):
+    """Without conversion, where the rest is in safetensors: class ``WanModel``, its own config."""
+    source, _ = releases("skyreels-v3-a2v")
+    folder = tmp_path / "model"
+    shutil.copytree(converted("skyreels-v3-a2v").folder, folder)
+    shutil.copyfile(source / "config.json", folder / "transformer" / "config.json")
+    index = json.loads((folder / "model_index.json").read_text())
+    index["transformer"] = ["official", "WanModel"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    ours = rt.Engine.from_pretrained(converted("skyreels-v3-a2v").folder).components.transformer
+    theirs = rt.Engine.from_pretrained(folder).components.transformer
+    assert theirs.config == ours.config
+    assert all(map(torch.equal, theirs.state_dict().values(), ours.state_dict().values()))
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -207,8 +223,6 @@ def test_an_adapter_alone_is_no_release(releases, tmp_path):
 
 
 def test_a_full_disk_is_told_before_anything_is_written(release, tmp_path, monkeypatch):
-    import shutil
-
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     assert "GB needed" in attempt(release, tmp_path, OutputError)
