@@ -21,9 +21,11 @@ from skyreels_rt.terminal import (
     Kernels,
     Model,
     Plan,
+    byte_bar,
     command_line,
     console,
     errors_as_exit_codes,
+    parse_loras,
     report_table,
 )
 
@@ -88,6 +90,9 @@ def generate(
     device: Device = "auto",
     dtype: Dtype = "auto",
     kernels: Kernels = "auto",
+    lora: Annotated[
+        list[str] | None, typer.Option(help="LoRA file, or FILE=SCALE; repeatable.")
+    ] = None,
     teacache: Teacache = None,
     magcache: Magcache = None,
     json_file: JsonFile = None,
@@ -121,9 +126,11 @@ def generate(
 
         if json_file is not None:
             require_writable(json_file)
-        engine = Engine.from_pretrained(
-            model, device=device, dtype=dtype, kernels=cast("Plan", kernels)
-        )
+        with byte_bar() as show:
+            engine = Engine.from_pretrained(
+                model, device=device, dtype=dtype, kernels=cast("Plan", kernels),
+                loras=parse_loras(lora), on_progress=show,
+            )  # fmt: skip
         if engine.components.name == TINY_NAME:
             console.print(f"{TINY_NAME}: random weights, the picture will be noise", style="dim")
         summary = _generate_with_bar(engine, output, audio, options)

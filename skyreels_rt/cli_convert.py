@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from skyreels_rt.terminal import console, errors_as_exit_codes
-
-if TYPE_CHECKING:
-    from skyreels_rt.types import LoadCallback, LoadProgress
+from skyreels_rt.terminal import byte_bar, console, errors_as_exit_codes
 
 
 def convert(
@@ -55,24 +49,3 @@ def convert(
             markup=False,
             soft_wrap=True,
         )
-
-
-@contextmanager
-def byte_bar() -> Iterator[LoadCallback]:
-    """A progress bar of bytes for a terminal."""
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
-    with bar:
-        task = bar.add_task("", total=None)
-
-        def show(state: LoadProgress) -> None:
-            bar.update(task, description=state.component, completed=state.done, total=state.total)
-
-        yield show

@@ -57,7 +57,7 @@ GENERATE_FLAGS = {
     "--negative-prompt", "--steps",
     "--guidance-form", "--text-guidance-scale", "--audio-guidance-scale", "--solver",
     "--shift", "--height", "--width", "--horizon", "--seed", "--device", "--dtype", "--kernels",
-    "--json", "--teacache", "--magcache", "--color-correction", "--long-form",
+    "--json", "--teacache", "--magcache", "--color-correction", "--long-form", "--lora",
 }  # fmt: skip
 
 LIVE_OPTIONS = (OPTIONS - {"cancel", "long_form", "on_progress", "sample_rate"}) | {
