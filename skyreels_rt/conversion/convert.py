@@ -14,7 +14,6 @@ import secrets
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -126,7 +125,7 @@ def convert(
             source, adapter=_readable_adapter(work, adapter), audio_encoder=audio_encoder
         )
         work.total = _bytes_of(parts)
-        _require_room(unfinished, parts)
+        _require_room(work, parts)
         made = _write_parts(work, parts, preset or parts.preset)
         shutil.rmtree(unfinished / "adapter", ignore_errors=True)
         check_folder(unfinished)
@@ -185,7 +184,7 @@ def _write_transformer(work: _Work, parts: OfficialFolder) -> None:
         read_json(parts.config), shapes, parts.family, where=str(parts.config)
     )
     write_json(folder / "config.json", config_to_dict(config))
-    files = sorted({entry.file for entry in parts.transformer.values()})
+    files = sorted(_transformer_files(parts))
     names = {
         file: f"model-{number:05}-of-{len(files):05}.safetensors"
         for number, file in enumerate(files, start=1)
@@ -245,14 +244,7 @@ def _translate(work: _Work, file: Path, component: str, map_name: str) -> None:
     with subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as child:
-        try:
-            while child.poll() is None:
-                work.report(component, _folder_bytes(folder))
-                time.sleep(_POLL_S)
-            out, err = child.communicate()
-        except BaseException:
-            child.kill()
-            raise
+        out, err = _attended(child, lambda: work.report(component, _folder_bytes(folder)))
     said = _last_json(out)
     if child.returncode != 0 or "tensors" not in said:
         reason = said.get("error") or (err.strip().splitlines() or ["no message"])[-1]
@@ -263,6 +255,19 @@ def _translate(work: _Work, file: Path, component: str, map_name: str) -> None:
         )
     work.done += file.stat().st_size
     work.report(component)
+
+
+def _attended(child: subprocess.Popen[str], report: Callable[[], None]) -> tuple[str, str]:
+    """Output and messages of a child process; ``report`` is called while it runs."""
+    try:
+        while True:
+            try:
+                return child.communicate(timeout=_POLL_S)
+            except subprocess.TimeoutExpired:
+                report()
+    except BaseException:
+        child.kill()
+        raise
 
 
 def _last_json(text: str) -> dict[str, object]:
@@ -290,21 +295,28 @@ def _write_sums(work: _Work) -> int:
     return work.total
 
 
-def _require_room(folder: Path, parts: OfficialFolder) -> None:
+def _require_room(work: _Work, parts: OfficialFolder) -> None:
     """Raise unless the disk has room for what is written anew."""
-    needed = int(_bytes_of(parts) * _ROOM)
-    free = shutil.disk_usage(folder).free
+    disk = work.folder.stat().st_dev
+    shared = {
+        file for file in _transformer_files(parts) if work.link and file.stat().st_dev == disk
+    }
+    needed = int((_bytes_of(parts) - sum(file.stat().st_size for file in shared)) * _ROOM)
+    free = shutil.disk_usage(work.folder).free
     if needed > free:
         raise OutputError(
-            f"{folder.parent}: {needed / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free.",
+            f"{work.folder.parent}: {needed / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free.",
             stage="convert",
         )
 
 
 def _bytes_of(parts: OfficialFolder) -> int:
-    files = {entry.file for entry in parts.transformer.values()}
-    files |= {file for file in (parts.text_encoder, parts.vae, parts.image_encoder) if file}
-    return sum(file.stat().st_size for file in files)
+    files = {file for file in (parts.text_encoder, parts.vae, parts.image_encoder) if file}
+    return sum(file.stat().st_size for file in files | _transformer_files(parts))
+
+
+def _transformer_files(parts: OfficialFolder) -> set[Path]:
+    return {entry.file for entry in parts.transformer.values()}
 
 
 def _tensor_bytes(entries: dict[str, StoredTensor]) -> int:

@@ -127,7 +127,7 @@ def find_parts(
         family=family,
         config=config,
         transformer=transformer,
-        preset=_preset(family, adapter),
+        preset=_preset(family, source, adapter),
         text_encoder=text_encoder,
         tokenizer=tokenizer,
         vae=vae,
@@ -164,9 +164,13 @@ def _family(source: Path, transformer: dict[str, StoredTensor], adapter: Path | 
     return family
 
 
-def _preset(family: Family, adapter: Path | None) -> str:
-    if family.name == "multitalk" and adapter is not None:
-        return "infinitetalk" if "infinite" in adapter.name.lower() else "multitalk"
+def _preset(family: Family, source: Path, adapter: Path | None) -> str:
+    """Settings of the family; models with the same tensors are told by the names of their files."""
+    if family.name == "multitalk":
+        files = {path.name.lower() for path in (*source.glob("*.safetensors"), adapter) if path}
+        for name in ("infinitetalk", "multitalk"):
+            if any(file.startswith(name) for file in files):
+                return name
     return _PRESETS[family.name]
 
 

@@ -1,8 +1,9 @@
 """The one process that reads pickled checkpoints: ``python -m skyreels_rt.conversion.unpickle``.
 
 It is a child of the converter and never part of an engine. torch's weights-only unpickler makes
-nothing but tensors and plain containers. Should a file find a way around it, an audit hook ends the
-process when it connects anywhere, starts a program, or changes a file outside its target folder.
+nothing but tensors and plain containers. A second fence, no sandbox: should a file find a way
+around it, an audit hook ends the process when it connects anywhere, starts a program, or changes a
+file outside its target folder.
 Its last line on standard output is a JSON object: ``{"tensors": N}`` or ``{"error": TEXT}``.
 """
 
@@ -30,14 +31,9 @@ _FORBIDDEN_EVENTS = (
     "socket.", "subprocess.", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.system",
 )  # fmt: skip
 _CHANGES = (
-    "os.remove",
-    "os.rename",
-    "os.rmdir",
-    "os.mkdir",
-    "os.link",
-    "os.symlink",
-    "os.truncate",
-)
+    "os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.truncate",
+    "os.chmod", "os.chown",
+)  # fmt: skip
 _WRITE_FLAGS = os.O_WRONLY | os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_TRUNC
 
 
@@ -82,7 +78,7 @@ def read_tensors(source: Path) -> dict[str, Tensor]:
     Refused
         The file holds other objects than tensors, or cannot be read.
     """
-    stored = load_file(source) if source.suffix == ".safetensors" else _unpickled(source)
+    stored = _read(source)
     while isinstance(stored, Mapping) and len(stored) == 1 and next(iter(stored)) in _WRAPPERS:
         stored = next(iter(stored.values()))
     found: dict[str, Tensor] = {}
@@ -92,14 +88,16 @@ def read_tensors(source: Path) -> dict[str, Tensor]:
     return found
 
 
-def _unpickled(source: Path) -> object:
-    """What torch's weights-only unpickler makes of a file, tensors mapped where they can be."""
+def _read(source: Path) -> object:
+    """What safetensors, or torch's weights-only unpickler, makes of a file; mapped if it can be."""
     try:
+        if source.suffix == ".safetensors":
+            return load_file(source)
         try:
             return torch.load(source, map_location="cpu", weights_only=True, mmap=True)
         except RuntimeError:  # the format before torch 1.6 cannot be mapped
             return torch.load(source, map_location="cpu", weights_only=True)
-    except Exception as error:  # the unpickler raises whatever the bytes lead it to
+    except Exception as error:  # readers raise whatever the bytes lead them to
         reason = str(error).strip().splitlines()
         raise Refused(
             f"not a checkpoint of tensors alone ({reason[0] if reason else type(error).__name__})"

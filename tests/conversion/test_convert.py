@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import skyreels_rt as rt
 from skyreels_rt.conversion.convert import SUMS_FILE, convert
@@ -33,8 +34,7 @@ def converted(releases, tmp_path_factory):
         if name not in made:
             source, adapter = releases(name)
             target = tmp_path_factory.mktemp(f"converted-{name}") / "model"
-            preset = name if name == "multitalk" else None  # its keys do not tell it from V3
-            made[name] = convert(source, target, adapter=adapter, preset=preset)
+            made[name] = convert(source, target, adapter=adapter)
         return made[name]
 
     return get
@@ -226,6 +226,19 @@ def test_a_full_disk_is_told_before_anything_is_written(release, tmp_path, monke
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     assert "GB needed" in attempt(release, tmp_path, OutputError)
+
+
+def test_what_is_linked_needs_no_room(write_to, tmp_path, monkeypatch):
+    folder, _ = write_to(tmp_path / "release", "wan2.1-t2v")
+    room = 2 * sum(path.stat().st_size for path in folder.glob("*.pth"))
+    save_file({"unused": torch.zeros(room)}, folder / "large.safetensors")
+    index = folder / "diffusion_pytorch_model.safetensors.index.json"
+    weight_map = json.loads(index.read_text())["weight_map"] | {"unused": "large.safetensors"}
+    index.write_text(json.dumps({"weight_map": weight_map}))
+    usage = shutil.disk_usage(tmp_path)._replace(free=room)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    assert "GB needed" in attempt(folder, tmp_path, OutputError, link=False)
+    assert "unused" in attempt(folder, tmp_path, WeightsMismatch)
 
 
 def test_an_interruption_leaves_nothing(release, tmp_path):

@@ -111,6 +111,7 @@ ESCAPES = {
     "write": "open({outside!r}, 'w')",
     "os.open": "os.open({outside!r}, os.O_CREAT | os.O_WRONLY)",
     "mkdir": "os.mkdir({outside!r})",
+    "chmod": "os.chmod({home!r}, 0o777)",
     "rename": "os.rename({inside!r}, {outside!r})",
     "program": "subprocess.run(['true'])",
     "system": "os.system('true')",
@@ -124,7 +125,9 @@ def test_the_fence_ends_a_process_that_would_do_more(tmp_path, escape):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").touch()
     line = ESCAPES[escape].format(
-        outside=str(tmp_path / "escaped"), inside=str(tmp_path / "out" / "mine")
+        outside=str(tmp_path / "escaped"),
+        inside=str(tmp_path / "out" / "mine"),
+        home=str(tmp_path),
     )
     # Without torch, which the fence does not need, a start takes a tenth of the time.
     code, said = child(
