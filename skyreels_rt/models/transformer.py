@@ -24,12 +24,13 @@ from skyreels_rt.kernels import (
     KernelPlan,
     gate_residual_norm_modulate,
     norm_modulate,
+    norm_modulate_quantize,
     residual_apply,
     residual_store,
 )
 from skyreels_rt.models.attention import CrossAttention, KeysValues, SelfAttention
 from skyreels_rt.models.audio_adapter import AudioContext, AudioCrossAttention, AudioPacker
-from skyreels_rt.models.fp8_linear import is_quantized
+from skyreels_rt.models.fp8_linear import QuantizedRows, is_quantized, multiply_rows
 from skyreels_rt.models.rope import rope_tables
 from skyreels_rt.runtime.offload import BlockOffload
 
@@ -106,9 +107,12 @@ class FeedForward(nn.Sequential):
         is_there = hasattr(torch.ops.mkldnn, "_linear_pointwise")  # private to torch
         self.fuses = not plan.is_plain and is_there and torch.backends.mkldnn.is_available()
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name for it
+    def forward(self, input: Tensor | QuantizedRows) -> Tensor:  # noqa: A002 - torch's name for it
         """(B, L, D) -> (B, L, D)."""
         up, act, down = self
+        if isinstance(input, QuantizedRows):
+            quantised: Tensor = down(act(up(input)))
+            return quantised
         fuses = self.fuses and input.is_cpu and input.dtype in (torch.float32, torch.bfloat16)
         fuses &= not is_quantized(up)
         if fuses and not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
@@ -190,16 +194,24 @@ class TransformerBlock(nn.Module):
 
     def _hear(
         self, x: Tensor, normed: Tensor, audio: AudioContext, norm: Affine
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor | QuantizedRows]:
         attention = self.audio_cross_attn
         fold = attention.fold(audio)
         if fold is None:
             return self._add_and_norm(x, attention(normed, audio), None, norm)
         x = attention.add(x, normed, fold)  # the matrix product adds for nothing
-        normed = norm_modulate(
-            x, norm.weight, norm.bias, eps=self.eps, impl=self.plan.norm_modulate
-        )
-        return x, normed
+        return x, self._norm_for_ffn(x, norm)
+
+    def _norm_for_ffn(self, x: Tensor, norm: Affine) -> Tensor | QuantizedRows:
+        """Normalised tokens, in 8 bits where the feed-forward reads them so."""
+        if multiply_rows(self.ffn[0]):
+            return QuantizedRows(
+                *norm_modulate_quantize(
+                    x, norm.weight, norm.bias,
+                    eps=self.eps, impl=self.plan.norm_modulate_quantize,
+                )
+            )  # fmt: skip
+        return norm_modulate(x, norm.weight, norm.bias, eps=self.eps, impl=self.plan.norm_modulate)
 
     def _add_and_norm(
         self, x: Tensor, y: Tensor, gate: Tensor | None, norm: Affine

@@ -160,5 +160,6 @@ def test_kernel_names():
         "AttentionBackend", "AudioFold", "Impl", "KernelPlan", "absorbed_audio_attention",
         "audio_cross_attention", "blf_step", "blf_velocity", "dense_attention",
         "fold_audio_projections", "frames_to_uint8", "gate_residual_norm_modulate", "norm_modulate",
-        "qk_norm_rope", "residual_apply", "residual_store", "rms_norm_silu", "teacache_gate",
+        "norm_modulate_quantize", "qk_norm_rope", "quantize_rows", "residual_apply",
+        "residual_store", "rms_norm_silu", "teacache_gate",
     ]  # fmt: skip
