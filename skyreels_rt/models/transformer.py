@@ -30,7 +30,8 @@ from skyreels_rt.kernels import (
 )
 from skyreels_rt.models.attention import CrossAttention, KeysValues, SelfAttention
 from skyreels_rt.models.audio_adapter import AudioContext, AudioCrossAttention, AudioPacker
-from skyreels_rt.models.fp8_linear import QuantizedRows, is_quantized, multiply_rows
+from skyreels_rt.models.feed_forward import FeedForward
+from skyreels_rt.models.fp8_linear import QuantizedRows, multiply_rows
 from skyreels_rt.models.rope import rope_tables
 from skyreels_rt.runtime.offload import BlockOffload
 
@@ -84,45 +85,6 @@ class Affine:
     def of_norm(cls, norm: nn.LayerNorm) -> Affine:
         """A LayerNorm's own parameters."""
         return cls(norm.weight.float()[None, None], norm.bias.float()[None, None])
-
-
-class FeedForward(nn.Sequential):
-    """Linear, GELU (tanh), linear; the parameter names are those of the sequence.
-
-    Without a gradient, oneDNN applies the GELU inside the first product on the CPU: 0.7 of the time
-    of both in float32 and 0.5 in bfloat16 at the embedded models' sizes, and half the memory.
-
-    Parameters
-    ----------
-    dim, hidden_dim : int
-        Widths outside and inside.
-    plan : KernelPlan
-        Kernel implementations to use; with the plain one the GELU stays apart.
-    """
-
-    def __init__(self, dim: int, hidden_dim: int, plan: KernelPlan) -> None:
-        super().__init__(
-            nn.Linear(dim, hidden_dim), nn.GELU(approximate="tanh"), nn.Linear(hidden_dim, dim)
-        )
-        is_there = hasattr(torch.ops.mkldnn, "_linear_pointwise")  # private to torch
-        self.fuses = not plan.is_plain and is_there and torch.backends.mkldnn.is_available()
-
-    def forward(self, input: Tensor | QuantizedRows) -> Tensor:  # noqa: A002 - torch's name for it
-        """(B, L, D) -> (B, L, D)."""
-        up, act, down = self
-        if isinstance(input, QuantizedRows):
-            quantised: Tensor = down(act(up(input)))
-            return quantised
-        fuses = self.fuses and input.is_cpu and input.dtype in (torch.float32, torch.bfloat16)
-        fuses &= not is_quantized(up)
-        if fuses and not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
-            hidden = torch.ops.mkldnn._linear_pointwise(
-                input, up.weight, up.bias, "gelu", [], "tanh"
-            )
-        else:
-            hidden = act(up(input))
-        out: Tensor = down(hidden)
-        return out
 
 
 class TransformerBlock(nn.Module):
@@ -187,10 +149,10 @@ class TransformerBlock(nn.Module):
         y = self.cross_attn(normed, context.text[index], image)
         if context.audio is None:
             x, normed = self._add_and_norm(x, y, None, ffn_norm)
-        else:
-            x, normed = self._add_and_norm(x, y, None, Affine.of_norm(self.norm_x))
-            x, normed = self._hear(x, normed, context.audio[index], ffn_norm)
-        return self._add_and_norm(x, self.ffn(normed), ffn_gate, following)
+            return self._add_and_norm(x, self.ffn(normed), ffn_gate, following)
+        x, normed = self._add_and_norm(x, y, None, Affine.of_norm(self.norm_x))
+        x, heard = self._hear(x, normed, context.audio[index], ffn_norm)
+        return self._add_and_norm(x, self.ffn(heard), ffn_gate, following)
 
     def _hear(
         self, x: Tensor, normed: Tensor, audio: AudioContext, norm: Affine
