@@ -84,6 +84,8 @@ def generate(
     long_form: Annotated[
         str | None, typer.Option(help='"blf", or the family\'s own "continuation".')
     ] = None,
+    quantization: cli_weights.Quantization = None,
+    offload: cli_weights.Offload = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
     kernels: Kernels = "auto",
@@ -121,8 +123,9 @@ def generate(
         if json_file is not None:
             require_writable(json_file)
         engine = Engine.from_pretrained(
-            model, device=device, dtype=dtype, kernels=cast("Plan", kernels)
-        )
+            model, device=device, dtype=dtype, kernels=cast("Plan", kernels),
+            quantization=quantization, offload=offload,
+        )  # fmt: skip
         if engine.components.name == TINY_NAME:
             console.print(f"{TINY_NAME}: random weights, the picture will be noise", style="dim")
         summary = _generate_with_bar(engine, output, audio, options)

@@ -56,6 +56,7 @@ GENERATE_FLAGS = {
     "--guidance-form", "--text-guidance-scale", "--audio-guidance-scale", "--solver",
     "--shift", "--height", "--width", "--horizon", "--seed", "--device", "--dtype", "--kernels",
     "--json", "--teacache", "--magcache", "--color-correction", "--long-form",
+    "--quantization", "--offload",
 }  # fmt: skip
 
 LIVE_OPTIONS = (OPTIONS - {"cancel", "long_form", "on_progress", "sample_rate"}) | {
