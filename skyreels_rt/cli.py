@@ -87,6 +87,8 @@ def generate(
     long_form: Annotated[
         str | None, typer.Option(help='"blf", or the family\'s own "continuation".')
     ] = None,
+    quantization: cli_weights.Quantization = None,
+    offload: cli_weights.Offload = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
     kernels: Kernels = "auto",
@@ -129,7 +131,8 @@ def generate(
         with byte_bar() as show:
             engine = Engine.from_pretrained(
                 model, device=device, dtype=dtype, kernels=cast("Plan", kernels),
-                loras=parse_loras(lora), on_progress=show,
+                quantization=quantization, offload=offload, loras=parse_loras(lora),
+                on_progress=show,
             )  # fmt: skip
         if engine.components.name == TINY_NAME:
             console.print(f"{TINY_NAME}: random weights, the picture will be noise", style="dim")

@@ -150,7 +150,7 @@ def quantize_transformer(
         place = layer.weight.device if stays else device
         bias = None if layer.bias is None else layer.bias.to(place)
         owner, _, leaf = name.rpartition(".")
-        small = Fp8Linear(layer.weight.to(place), bias, mode)
+        small = Fp8Linear(layer.weight.to(place), bias, mode, transformer.plan.quantize_rows)
         transformer.get_submodule(owner).register_module(leaf, small)
         count += 1
     for module in transformer.modules():

@@ -73,8 +73,8 @@ def measure_quantization(
         engine = Engine.from_pretrained(model, device=device, quantization=name)
         found = [_make(engine, clip, length) for clip in clips]
         rows += _video_rows(f"quantization.{name}", clips, expected, found)
-        ratio = engine.components.num_bytes / full.components.num_bytes
-        rows.append(Row(f"quantization.{name}.weights", ratio, "of full precision's bytes"))
+        ratio = _transformer_bytes(engine) / _transformer_bytes(full)
+        rows.append(Row(f"quantization.{name}.transformer_bytes", ratio, "of full precision's"))
     parts = full.components
     return Report(
         command=command,
@@ -90,6 +90,11 @@ def measure_quantization(
             "layer_steps": LAYER_STEPS,
         },
     )
+
+
+def _transformer_bytes(engine: Engine) -> int:
+    weights = engine.components.transformer.parameters()
+    return sum(weight.numel() * weight.element_size() for weight in weights)
 
 
 def _make(engine: Engine, clip: EvalClip, latents: int, **options: Any) -> Video:  # noqa: ANN401 - of generate

@@ -3,7 +3,7 @@
 ::
 
     y[m, n] = (sum over k of x8[m, k] w8[n, k]) * x_scale[m] * w_scale[n] + bias[n]
-    x8[m] = round(x[m] / x_scale[m]),   x_scale[m] = max |x[m]| / 448           (e4m3; w alike)
+    x8, x_scale = quantize_rows(x)                                              (w alike)
 
 Products of e4m3 numbers are exact in float32. On CUDA the sum is the library's
 (``torch._scaled_mm``, compute capability 8.9 or more); elsewhere the same 8-bit numbers and scales
@@ -12,20 +12,14 @@ are multiplied in float32, so that only the order of the sum differs.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from skyreels_rt.errors import UnsupportedKernel
-
-FP8 = torch.float8_e4m3fn
-FP8_MAX = 448.0
-"""Largest finite e4m3 number."""
-
-LEAST_SCALE = 1e-12
-"""Of rows of zeros."""
+from skyreels_rt.kernels import Impl, quantize_rows
 
 CUDA_MULTIPLE = 16
 """What the widths of a CUDA product must be multiples of."""
@@ -48,15 +42,6 @@ class QuantizedRows(NamedTuple):
     scales: Tensor
 
 
-def quantize_rows(x: Tensor) -> QuantizedRows:
-    """Bring every row of ``x`` (..., K) to e4m3."""
-    wide = x.float()
-    scales = wide.abs().amax(dim=-1, keepdim=True).div(FP8_MAX).clamp_min(LEAST_SCALE)
-    # The quotient of the largest value may round up past the range, which has no infinity.
-    values = wide.div_(scales) if wide is not x else wide / scales
-    return QuantizedRows(values.clamp_(-FP8_MAX, FP8_MAX).to(FP8), scales)
-
-
 class Fp8Linear(nn.Module):
     """A linear layer whose weight is kept in e4m3.
 
@@ -68,16 +53,20 @@ class Fp8Linear(nn.Module):
         Kept as it is.
     mode : {"fp8", "fp8_weight"}
         ``"fp8"`` multiplies in e4m3; ``"fp8_weight"`` brings the weight back to the tokens' type.
-
+    impl : Impl
+        Implementation that quantises the tokens, usually ``plan.quantize_rows``.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, mode: Fp8Mode) -> None:
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None, mode: Fp8Mode, impl: Impl = Impl.AUTO
+    ) -> None:
         super().__init__()
-        values, scales = quantize_rows(weight.detach())
+        values, scales = quantize_rows(weight.detach(), impl=Impl.REFERENCE)
         self.weight = nn.Parameter(values, requires_grad=False)
         self.scales = nn.Parameter(scales, requires_grad=False)
         self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
         self.mode = mode
+        self.impl = impl
         self.dtype = weight.dtype
 
     def forward(self, x: Tensor | QuantizedRows) -> Tensor:
@@ -85,8 +74,12 @@ class Fp8Linear(nn.Module):
         if isinstance(x, QuantizedRows):
             return self._product(x, self.dtype)
         if self.mode == "fp8":
-            return self._product(quantize_rows(x), x.dtype)
+            return self._product(self.quantized(x), x.dtype)
         return F.linear(x, (self.weight.float() * self.scales).to(x.dtype), self.bias)
+
+    def quantized(self, x: Tensor) -> QuantizedRows:
+        """Tokens (..., K) as this layer multiplies them."""
+        return QuantizedRows(*quantize_rows(x, impl=self.impl))
 
     def extra_repr(self) -> str:
         """Sizes and mode."""
@@ -118,9 +111,15 @@ def is_quantized(layer: nn.Module) -> bool:
 
 def shared_rows(x: Tensor, *layers: nn.Module) -> Tensor | QuantizedRows:
     """Quantise what several layers read once for all, if all of them multiply in e4m3."""
-    if all(isinstance(layer, Fp8Linear) and layer.mode == "fp8" for layer in layers):
-        return quantize_rows(x)
-    return x
+    if not multiply_rows(*layers):
+        return x
+    first = cast("Fp8Linear", layers[0])
+    return first.quantized(x)
+
+
+def multiply_rows(*layers: nn.Module) -> bool:
+    """Whether all the layers multiply in e4m3, and so take rows that are quantised already."""
+    return all(isinstance(layer, Fp8Linear) and layer.mode == "fp8" for layer in layers)
 
 
 def require_products(device: torch.device, shape: torch.Size) -> None:

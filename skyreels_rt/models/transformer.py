@@ -25,13 +25,15 @@ from skyreels_rt.kernels import (
     KernelPlan,
     gate_residual_norm_modulate,
     norm_modulate,
+    norm_modulate_quantize,
     residual_apply,
     residual_store,
 )
 from skyreels_rt.models.attention import CrossAttention, KeysValues, SelfAttention, SharedQueryAudio
 from skyreels_rt.models.audio_adapter import AudioContext, AudioCrossAttention, build_packer
 from skyreels_rt.models.embeddings import ImageEmbedding, sinusoid
-from skyreels_rt.models.fp8_linear import is_quantized
+from skyreels_rt.models.feed_forward import FeedForward
+from skyreels_rt.models.fp8_linear import QuantizedRows, multiply_rows
 from skyreels_rt.models.rope import rope_tables
 from skyreels_rt.runtime.offload import BlockOffload
 
@@ -85,42 +87,6 @@ class Affine:
     def of_norm(cls, norm: nn.LayerNorm) -> Affine:
         """A LayerNorm's own parameters."""
         return cls(norm.weight.float()[None, None], norm.bias.float()[None, None])
-
-
-class FeedForward(nn.Sequential):
-    """Linear, GELU (tanh), linear; the parameter names are those of the sequence.
-
-    Without a gradient, oneDNN applies the GELU inside the first product on the CPU: 0.7 of the time
-    of both in float32 and 0.5 in bfloat16 at the embedded models' sizes, and half the memory.
-
-    Parameters
-    ----------
-    dim, hidden_dim : int
-        Widths outside and inside.
-    plan : KernelPlan
-        Kernel implementations to use; with the plain one the GELU stays apart.
-    """
-
-    def __init__(self, dim: int, hidden_dim: int, plan: KernelPlan) -> None:
-        super().__init__(
-            nn.Linear(dim, hidden_dim), nn.GELU(approximate="tanh"), nn.Linear(hidden_dim, dim)
-        )
-        is_there = hasattr(torch.ops.mkldnn, "_linear_pointwise")  # private to torch
-        self.fuses = not plan.is_plain and is_there and torch.backends.mkldnn.is_available()
-
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name for it
-        """(B, L, D) -> (B, L, D)."""
-        up, act, down = self
-        fuses = self.fuses and input.is_cpu and input.dtype in (torch.float32, torch.bfloat16)
-        fuses &= not is_quantized(up)
-        if fuses and not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
-            hidden = torch.ops.mkldnn._linear_pointwise(
-                input, up.weight, up.bias, "gelu", [], "tanh"
-            )
-        else:
-            hidden = act(up(input))
-        out: Tensor = down(hidden)
-        return out
 
 
 class TransformerBlock(nn.Module):
@@ -186,24 +152,32 @@ class TransformerBlock(nn.Module):
         if audio is None or isinstance(audio, SharedQueryAudio):
             y = self.cross_attn(normed, context.text[index], image, audio)
             x, normed = self._add_and_norm(x, y, None, ffn_norm)
-        else:
-            y = self.cross_attn(normed, context.text[index], image)
-            x, normed = self._add_and_norm(x, y, None, Affine.of_norm(self.norm_x))
-            x, normed = self._hear(x, normed, audio, ffn_norm)
-        return self._add_and_norm(x, self.ffn(normed), ffn_gate, following)
+            return self._add_and_norm(x, self.ffn(normed), ffn_gate, following)
+        y = self.cross_attn(normed, context.text[index], image)
+        x, normed = self._add_and_norm(x, y, None, Affine.of_norm(self.norm_x))
+        x, heard = self._hear(x, normed, audio, ffn_norm)
+        return self._add_and_norm(x, self.ffn(heard), ffn_gate, following)
 
     def _hear(
         self, x: Tensor, normed: Tensor, audio: KeysValues | AudioFold, norm: Affine
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor | QuantizedRows]:
         attention = self.audio_cross_attn
         fold = attention.fold(audio)
         if fold is None:
             return self._add_and_norm(x, attention(normed, audio), None, norm)
         x = attention.add(x, normed, fold)  # the matrix product adds for nothing
-        normed = norm_modulate(
-            x, norm.weight, norm.bias, eps=self.eps, impl=self.plan.norm_modulate
-        )
-        return x, normed
+        return x, self._norm_for_ffn(x, norm)
+
+    def _norm_for_ffn(self, x: Tensor, norm: Affine) -> Tensor | QuantizedRows:
+        """Normalised tokens, in 8 bits where the feed-forward reads them so."""
+        if multiply_rows(self.ffn[0]):
+            return QuantizedRows(
+                *norm_modulate_quantize(
+                    x, norm.weight, norm.bias,
+                    eps=self.eps, impl=self.plan.norm_modulate_quantize,
+                )
+            )  # fmt: skip
+        return norm_modulate(x, norm.weight, norm.bias, eps=self.eps, impl=self.plan.norm_modulate)
 
     def _add_and_norm(
         self, x: Tensor, y: Tensor, gate: Tensor | None, norm: Affine

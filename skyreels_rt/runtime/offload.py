@@ -1,14 +1,15 @@
-"""Weights of a stack of equal blocks in host memory, brought to the device block by block.
+"""Weights of a stack of blocks in host memory, brought to the device block by block.
 
 While a block computes, the next one's weights are copied on a stream of their own, into the other
-of two sets of device buffers. Host memory is pinned where the device is CUDA's. On another device
-the copies are plain ones. The arithmetic, and so every bit of the result, is that of resident
-weights.
+of two device buffers. Host memory is pinned where the device is CUDA's, and a block's weights lie
+in one piece of it. On another device the copies are plain ones. The arithmetic, and so every bit of
+the result, is that of resident weights.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,24 @@ from torch import Tensor, nn
 from skyreels_rt.errors import InvalidArgument
 
 NUM_SLOTS = 2
-"""Sets of device buffers: one computes, one is filled."""
+"""Device buffers: one computes, one is filled."""
+
+ALIGNMENT = 256
+"""Bytes that every weight's place in a buffer is a multiple of."""
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a weight lies in its block's bytes."""
+
+    weight: nn.Parameter
+    start: int
+    stop: int
+
+    def view(self, flat: Tensor) -> Tensor:
+        """The weight's part of the bytes ``flat``."""
+        part: Tensor = flat[self.start : self.stop].view(self.weight.dtype)
+        return part.view(self.weight.shape)
 
 
 class BlockOffload:
@@ -25,31 +43,31 @@ class BlockOffload:
     Parameters
     ----------
     blocks : sequence of nn.Module
-        Blocks with parameters of equal names, shapes and types, on any device.
+        At least one, on any device.
     device : torch.device
         Where they compute.
 
     Raises
     ------
     InvalidArgument
-        The blocks differ, or there are none.
+        There are no blocks.
     """
 
     def __init__(self, blocks: Sequence[nn.Module], device: torch.device) -> None:
+        if not blocks:
+            raise InvalidArgument("offload", expected="at least one block", got="none")
         self._device = device
-        self._weights = [_matrices(block) for block in blocks]
-        if len({_layout(weights) for weights in self._weights}) != 1:
-            raise InvalidArgument("offload", expected="blocks of equal shapes", got="others")
-        for block, moving in zip(blocks, self._weights, strict=True):
+        self._places = [_places(block) for block in blocks]
+        self._host: list[Tensor] = []
+        for block, places in zip(blocks, self._places, strict=True):
             for name, parameter in block.named_parameters():
-                if name not in moving:
+                if name not in places:
                     parameter.data = parameter.data.to(device)
-        self._host = [
-            {name: self._to_host(weight.data) for name, weight in weights.items()}
-            for weights in self._weights
-        ]
+            self._host.append(self._packed(places))
+            self._evict(len(self._host) - 1)  # at once, so that the old weights go
+        size = max(flat.numel() for flat in self._host)
         self._slots = [
-            {name: torch.empty_like(value, device=device) for name, value in self._host[0].items()}
+            torch.empty(size, dtype=torch.uint8, device=device)
             for _ in range(min(NUM_SLOTS, len(blocks)))
         ]
         is_cuda = device.type == "cuda"
@@ -59,17 +77,16 @@ class BlockOffload:
             self._stream.wait_stream(torch.cuda.current_stream(device))
         self._filled = [torch.cuda.Event() for _ in self._slots] if is_cuda else []
         self._free = [torch.cuda.Event() for _ in self._slots] if is_cuda else []
-        self._evict_all()
 
     @property
     def host_bytes(self) -> int:
         """Bytes in host memory."""
-        return sum(_num_bytes(weights) for weights in self._host)
+        return sum(flat.numel() for flat in self._host)
 
     @property
     def device_bytes(self) -> int:
         """Bytes of the device buffers."""
-        return sum(_num_bytes(slot) for slot in self._slots)
+        return sum(flat.numel() for flat in self._slots)
 
     def resident(self, *parts: str) -> Iterator[int]:
         """Go through the blocks; the one whose index comes has its weights on the device.
@@ -80,18 +97,18 @@ class BlockOffload:
             Beginnings of the names of the weights that are needed; all by default. The others of
             the block stay in host memory.
         """
-        self._evict_all()  # a pass that broke off left its last block on the device
-        names = [n for n in self._host[0] if not parts or n.startswith(parts)]
-        count = len(self._host)
-        self._copy(0, names)
-        for index in range(count):
-            if index + 1 < count:
-                self._copy(index + 1, names)
+        for index in range(len(self._host)):
+            self._evict(index)  # a pass that broke off left its last block on the device
+        self._copy(0, parts)
+        for index, places in enumerate(self._places):
+            if index + 1 < len(self._places):
+                self._copy(index + 1, parts)
             slot = index % len(self._slots)
             if self._stream is not None:
                 torch.cuda.current_stream(self._device).wait_event(self._filled[slot])
-            for name in names:
-                self._weights[index][name].data = self._slots[slot][name]
+            for name, place in places.items():
+                if not parts or name.startswith(parts):
+                    place.weight.data = place.view(self._slots[slot])
             try:
                 yield index
             finally:
@@ -99,46 +116,55 @@ class BlockOffload:
                 if self._stream is not None:
                     self._free[slot].record(torch.cuda.current_stream(self._device))
 
-    def _copy(self, index: int, names: Sequence[str]) -> None:
+    def _copy(self, index: int, parts: tuple[str, ...]) -> None:
         """Start filling a block's slot, once the block that had it before has computed."""
         slot = index % len(self._slots)
-        buffers, source = self._slots[slot], self._host[index]
+        buffer, source = self._slots[slot], self._host[index]
+        ranges = [
+            (place.start, place.stop)
+            for name, place in self._places[index].items()
+            if name.startswith(parts)
+        ]
+        ranges = ranges if parts else [(0, source.numel())]
         if self._stream is None:
-            for name in names:
-                buffers[name].copy_(source[name])
+            for start, stop in ranges:
+                buffer[start:stop].copy_(source[start:stop])
             return
         # The first blocks of a pass find their slots free since the pass before.
         self._stream.wait_event(self._free[slot])
         with torch.cuda.stream(self._stream):
-            for name in names:
-                buffers[name].copy_(source[name], non_blocking=True)
+            for start, stop in ranges:
+                buffer[start:stop].copy_(source[start:stop], non_blocking=True)
             self._filled[slot].record(self._stream)
 
     def _evict(self, index: int) -> None:
-        for name, weight in self._weights[index].items():
-            weight.data = self._host[index][name]
+        """Let a block's weights be those in host memory."""
+        for place in self._places[index].values():
+            place.weight.data = place.view(self._host[index])
 
-    def _evict_all(self) -> None:
-        for index in range(len(self._host)):
-            self._evict(index)
-
-    def _to_host(self, value: Tensor) -> Tensor:
-        on_host = value if value.is_meta else value.to("cpu")
-        return on_host.pin_memory() if self._device.type == "cuda" else on_host
-
-
-def _matrices(block: nn.Module) -> dict[str, nn.Parameter]:
-    """Parameters that move, by name."""
-    return {
-        name: parameter
-        for name, parameter in block.named_parameters()
-        if parameter.ndim >= 2 and "modulation" not in name
-    }
+    def _packed(self, places: dict[str, _Place]) -> Tensor:
+        """A block's weights, one behind the other."""
+        size = max((place.stop for place in places.values()), default=0)
+        is_meta = any(place.weight.is_meta for place in places.values())
+        flat = torch.empty(
+            size,
+            dtype=torch.uint8,
+            device="meta" if is_meta else "cpu",
+            pin_memory=self._device.type == "cuda" and not is_meta,
+        )
+        for place in places.values():
+            place.view(flat).copy_(place.weight.data)
+        return flat
 
 
-def _layout(weights: dict[str, nn.Parameter]) -> tuple[tuple[str, torch.Size, torch.dtype], ...]:
-    return tuple((name, weight.shape, weight.dtype) for name, weight in weights.items())
-
-
-def _num_bytes(tensors: dict[str, Tensor]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+def _places(block: nn.Module) -> dict[str, _Place]:
+    """Weights of a block that move, by name, and where they lie in its bytes."""
+    found: dict[str, _Place] = {}
+    start = 0
+    for name, weight in block.named_parameters():
+        if weight.ndim < 2 or "modulation" in name:
+            continue
+        stop = start + weight.numel() * weight.element_size()
+        found[name] = _Place(weight, start, stop)
+        start = -(-stop // ALIGNMENT) * ALIGNMENT
+    return found

@@ -84,9 +84,12 @@ def test_a_pass_that_breaks_off_leaves_everything_at_home_for_the_next():
     assert [p.data_ptr() for block in stack for p in matrices(block)] == home
 
 
-def test_unequal_blocks_are_refused():
-    with pytest.raises(InvalidArgument, match="offload"):
-        BlockOffload([nn.Linear(8, 8), nn.Linear(8, 9)], CPU)
+def test_blocks_may_differ_in_shape_and_type():
+    stack = [nn.Linear(8, 8), nn.Linear(8, 9).double(), nn.Linear(3, 8)]
+    before = [block.weight.data.clone() for block in stack]
+    offload = BlockOffload(stack, CPU)
+    for index in offload.resident():
+        assert torch.equal(stack[index].weight, before[index])
     with pytest.raises(InvalidArgument, match="offload"):
         BlockOffload([], CPU)
 

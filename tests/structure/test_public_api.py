@@ -58,6 +58,7 @@ GENERATE_FLAGS = {
     "--guidance-form", "--text-guidance-scale", "--audio-guidance-scale", "--solver",
     "--shift", "--height", "--width", "--horizon", "--seed", "--device", "--dtype", "--kernels",
     "--json", "--teacache", "--magcache", "--color-correction", "--long-form", "--lora",
+    "--quantization", "--offload",
 }  # fmt: skip
 
 LIVE_OPTIONS = (OPTIONS - {"cancel", "long_form", "on_progress", "sample_rate"}) | {
@@ -164,5 +165,6 @@ def test_kernel_names():
         "AttentionBackend", "AudioFold", "Impl", "KernelPlan", "absorbed_audio_attention",
         "audio_cross_attention", "blf_step", "blf_velocity", "dense_attention",
         "fold_audio_projections", "frames_to_uint8", "gate_residual_norm_modulate", "norm_modulate",
-        "qk_norm_rope", "residual_apply", "residual_store", "rms_norm_silu", "teacache_gate",
+        "norm_modulate_quantize", "qk_norm_rope", "quantize_rows", "residual_apply",
+        "residual_store", "rms_norm_silu", "teacache_gate",
     ]  # fmt: skip
