@@ -70,6 +70,9 @@ from skyreels_rt.weights.official_layout import transformer_config_from_official
 logger = logging.getLogger(__name__)
 
 PIPELINE_CLASS = "SkyReelsAudioPipeline"
+DIFFUSERS_PIPELINES = {"WanPipeline": "wan2.1-t2v", "WanImageToVideoPipeline": "wan2.1-i2v"}
+"""Pipelines of diffusers whose folders load as they are, and the settings to run them with."""
+
 CALIBRATION_FILE = "step_cache.json"
 MAX_STEP_PLANS = 64
 """Plans of skipped steps remembered per model."""
@@ -238,13 +241,16 @@ def check_folder(folder: Path) -> None:
 def _read_index(folder: Path) -> dict[str, Any]:
     """``model_index.json`` of a folder that the engine can run."""
     index = read_json(folder / "model_index.json")
-    if index.get("_class_name") != PIPELINE_CLASS:
-        raise ModelError(
-            f"{folder / 'model_index.json'}: _class_name is {index.get('_class_name')!r}.",
-            stage="load",
-            hint=f"This engine runs {PIPELINE_CLASS!r} folders.",
-        )
-    return index
+    name = index.get("_class_name")
+    if name == PIPELINE_CLASS:
+        return index
+    if isinstance(name, str) and name in DIFFUSERS_PIPELINES:
+        return {"_preset": DIFFUSERS_PIPELINES[name], **index}
+    raise ModelError(
+        f"{folder / 'model_index.json'}: _class_name is {name!r}.",
+        stage="load",
+        hint=f"This engine runs {', '.join((PIPELINE_CLASS, *DIFFUSERS_PIPELINES))} folders.",
+    )
 
 
 def _read_folder(folder: Path, load: _FolderLoader) -> Components:
