@@ -256,6 +256,25 @@ def test_the_runtime_names_the_command_for_a_release(releases):
 
 
 @pytest.mark.slow
+def test_a_release_in_the_hub_s_cache_converts(release, tmp_path):
+    """There every file is a link into a folder of blobs, whose names have no suffix."""
+    pickled = release / "Wan2.1_VAE.pth"
+    save_file(torch.load(pickled, weights_only=True), release / "Wan2.1_VAE.safetensors")
+    pickled.unlink()
+    repo = tmp_path / "models--a--b"
+    (repo / "blobs").mkdir(parents=True)
+    for number, file in enumerate(p for p in sorted(release.rglob("*")) if p.is_file()):
+        link = repo / "snapshots" / "commit" / file.relative_to(release)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        file.rename(repo / "blobs" / str(number))
+        link.symlink_to(repo / "blobs" / str(number))
+    made = convert(repo / "snapshots" / "commit", tmp_path / "model")
+    assert made.preset == "wan2.1-t2v"
+    assert not any(path.is_symlink() for path in made.folder.rglob("*"))
+    assert rt.Engine.from_pretrained(made.folder).components.vae is not None
+
+
+@pytest.mark.slow
 def test_the_command(releases, tmp_path):
     from typer.testing import CliRunner
 
