@@ -115,6 +115,24 @@ def test_a_converted_v3_model_talks(converted, portrait):
     assert (base != frames(speech, "a woman speaks")).any()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("long_form", ["blf", "continuation"])
+def test_a_converted_v3_model_talks_for_half_a_minute(converted, portrait, long_form):
+    """Through overlapping windows and through its published scheme of clips."""
+    engine = rt.Engine.from_pretrained(converted("skyreels-v3-a2v").folder)
+    speech = 0.1 * np.random.default_rng(2).standard_normal(30 * 16_000).astype(np.float32)
+    count, means = 0, []
+    for chunk in engine.stream(
+        speech, sample_rate=16_000, image=portrait, height=32, width=32, num_steps=1,
+        long_form=long_form,
+    ):  # fmt: skip
+        assert chunk.index == count
+        count += len(chunk.frames)
+        means.append(chunk.frames.mean())
+    assert count == 30 * 25
+    assert np.ptp(means) < 128  # it drifts to neither black nor white
+
+
 def test_fantasy_talking_hears(converted, portrait):
     engine = rt.Engine.from_pretrained(converted("fantasytalking").folder)
     speech = 0.1 * np.random.default_rng(1).standard_normal(16_000 // 2).astype(np.float32)
