@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from skyreels_rt.runtime.memory import MemoryEstimate
     from skyreels_rt.runtime.step_cache import StepMask
     from skyreels_rt.runtime.teacache import TeaCache
-    from skyreels_rt.types import FrameChunk, Progress
+    from skyreels_rt.types import FrameChunk, LoadProgress, Progress
+    from skyreels_rt.weights.lora import Lora
 
 __version__ = "0.1.0"
 
@@ -40,6 +41,8 @@ __all__ = [
     "Interruption",
     "LiveOptions",
     "LiveSession",
+    "LoadProgress",
+    "Lora",
     "MagCache",
     "MemoryEstimate",
     "Progress",
@@ -61,6 +64,8 @@ _HOMES = {
     "Interruption": "skyreels_rt.live.session",
     "LiveOptions": "skyreels_rt.options",
     "LiveSession": "skyreels_rt.live.session",
+    "LoadProgress": "skyreels_rt.types",
+    "Lora": "skyreels_rt.weights.lora",
     "MagCache": "skyreels_rt.runtime.magcache",
     "MemoryEstimate": "skyreels_rt.runtime.memory",
     "Progress": "skyreels_rt.types",

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from skyreels_rt import cli_live, cli_weights
+from skyreels_rt import cli_convert, cli_live, cli_weights
 from skyreels_rt.terminal import (
     Device,
     Dtype,
@@ -21,9 +21,11 @@ from skyreels_rt.terminal import (
     Kernels,
     Model,
     Plan,
+    byte_bar,
     command_line,
     console,
     errors_as_exit_codes,
+    parse_loras,
     report_table,
 )
 
@@ -48,6 +50,7 @@ Magcache = Annotated[
 ]
 app.command("stream")(cli_live.stream)
 app.command("serve")(cli_live.serve)
+app.command("convert")(cli_convert.convert)
 bench_app.command("stream")(cli_live.bench_stream)
 app.command("estimate")(cli_weights.estimate)
 bench_app.command("quantization")(cli_weights.bench_quantization)
@@ -89,6 +92,9 @@ def generate(
     device: Device = "auto",
     dtype: Dtype = "auto",
     kernels: Kernels = "auto",
+    lora: Annotated[
+        list[str] | None, typer.Option(help="LoRA file, or FILE=SCALE; repeatable.")
+    ] = None,
     teacache: Teacache = None,
     magcache: Magcache = None,
     json_file: JsonFile = None,
@@ -122,10 +128,12 @@ def generate(
 
         if json_file is not None:
             require_writable(json_file)
-        engine = Engine.from_pretrained(
-            model, device=device, dtype=dtype, kernels=cast("Plan", kernels),
-            quantization=quantization, offload=offload,
-        )  # fmt: skip
+        with byte_bar() as show:
+            engine = Engine.from_pretrained(
+                model, device=device, dtype=dtype, kernels=cast("Plan", kernels),
+                quantization=quantization, offload=offload, loras=parse_loras(lora),
+                on_progress=show,
+            )  # fmt: skip
         if engine.components.name == TINY_NAME:
             console.print(f"{TINY_NAME}: random weights, the picture will be noise", style="dim")
         summary = _generate_with_bar(engine, output, audio, options)

@@ -10,8 +10,8 @@ fixed tables below; nothing in a folder can name code.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,15 +53,19 @@ from skyreels_rt.runtime.step_cache import (
     StepPlan,
     TimeSignal,
 )
-from skyreels_rt.types import Timeline
+from skyreels_rt.types import LoadCallback, LoadProgress, Timeline
 from skyreels_rt.weights.diffusers_layout import transformer_config_from_diffusers
+from skyreels_rt.weights.families import detect_family
+from skyreels_rt.weights.files import read_checkpoint, stored_dtype
 from skyreels_rt.weights.key_maps import (
     clip_vision_key,
-    diffusers_wan_key,
+    official_key,
     wav2vec2_key,
     whisper_encoder_key,
 )
-from skyreels_rt.weights.loader import load_weights, save_weights, stored_dtype
+from skyreels_rt.weights.loader import Merge, WeightsPlan, plan_weights, save_weights
+from skyreels_rt.weights.lora import Lora, LoraStack
+from skyreels_rt.weights.official_layout import transformer_config_from_official
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +74,7 @@ CALIBRATION_FILE = "step_cache.json"
 MAX_STEP_PLANS = 64
 """Plans of skipped steps remembered per model."""
 
-TRANSFORMER_CLASSES = ("SkyReelsTransformer", "WanTransformer3DModel")
+TRANSFORMER_CLASSES = ("SkyReelsTransformer", "WanTransformer3DModel", "WanModel")
 VAE_CLASSES = ("TinyVAE", "AutoencoderKLWan")
 WHISPER_CLASSES = ("WhisperModel", "WhisperForConditionalGeneration")
 WAV2VEC2_CLASSES = ("Wav2Vec2Model", "Wav2Vec2ForPreTraining", "Wav2Vec2ForCTC")
@@ -182,8 +186,10 @@ def load_components(
     dtype: torch.dtype,
     plan: KernelPlan,
     transformer_device: torch.device | None = None,
+    loras: Sequence[Lora] = (),
+    on_progress: LoadCallback | None = None,
 ) -> Components:
-    """Load a model folder.
+    """Load a model folder. Every file is checked by its header before a weight is placed.
 
     Parameters
     ----------
@@ -198,6 +204,10 @@ def load_components(
     transformer_device : torch.device, optional
         Where the transformer is left, for what quantises it or moves its blocks; ``device`` by
         default.
+    loras : sequence of Lora
+        Additions to the transformer's weights.
+    on_progress : callable, optional
+        Called after every tensor.
 
     Raises
     ------
@@ -206,6 +216,27 @@ def load_components(
     WeightsMismatch
         A component's checkpoint does not hold exactly its tensors.
     """
+    load = _FolderLoader(folder, _read_index(folder), device, dtype, plan, tuple(loras))
+    parts = _read_folder(folder, load)
+    load.fill({"transformer": transformer_device or device}, on_progress)
+    return replace(
+        parts, calibration=_read_calibration(folder / CALIBRATION_FILE, parts.transformer)
+    )
+
+
+def check_folder(folder: Path) -> None:
+    """Compare every file of a model folder with what its models need, by headers alone.
+
+    Raises like :func:`load_components`.
+    """
+    cpu = torch.device("cpu")
+    dtype = stored_transformer_dtype(folder) or torch.float32
+    plan = KernelPlan.choose(cpu, dtype, "reference")
+    _read_folder(folder, _FolderLoader(folder, _read_index(folder), cpu, dtype, plan, ()))
+
+
+def _read_index(folder: Path) -> dict[str, Any]:
+    """``model_index.json`` of a folder that the engine can run."""
     index = read_json(folder / "model_index.json")
     if index.get("_class_name") != PIPELINE_CLASS:
         raise ModelError(
@@ -213,8 +244,12 @@ def load_components(
             stage="load",
             hint=f"This engine runs {PIPELINE_CLASS!r} folders.",
         )
-    load = _FolderLoader(folder, index, device, dtype, plan)
-    transformer = load.transformer(transformer_device or device)
+    return index
+
+
+def _read_folder(folder: Path, load: _FolderLoader) -> Components:
+    """Components that fit each other and their files, with weights still on the meta device."""
+    transformer = load.transformer()
     audio, features = load.audio_encoder(needed=transformer.config.audio is not None)
     parts = Components(
         name=str(folder),
@@ -225,10 +260,9 @@ def load_components(
         text_encoder=load.text_encoder(transformer.config),
         image_encoder=load.image_encoder(needed=transformer.config.image_dim is not None),
         generation=load.generation(),
-        device=device,
-        dtype=dtype,
-        plan=plan,
-        calibration=_read_calibration(folder / CALIBRATION_FILE, transformer),
+        device=load.device,
+        dtype=load.dtype,
+        plan=load.plan,
     )
     _require_fit(parts)
     return parts
@@ -284,7 +318,7 @@ def _require_fit(parts: Components) -> None:
 
 
 class _FolderLoader:
-    """Loads the components of one folder; each method answers for one sub-folder."""
+    """Builds the components of one folder and plans their loading; a method for each sub-folder."""
 
     def __init__(
         self,
@@ -293,6 +327,7 @@ class _FolderLoader:
         device: torch.device,
         dtype: torch.dtype,
         plan: KernelPlan,
+        loras: tuple[Lora, ...],
     ) -> None:
         self.folder = folder
         self.base = _base_folder(folder, index)
@@ -300,21 +335,46 @@ class _FolderLoader:
         self.device = device
         self.dtype = dtype
         self.plan = plan
+        self.loras = loras
         self.preset = find_preset(index["_preset"]) if "_preset" in index else None
+        self.planned: dict[str, WeightsPlan] = {}
 
-    def transformer(self, device: torch.device) -> SkyReelsTransformer:
+    def fill(self, devices: Mapping[str, torch.device], on_progress: LoadCallback | None) -> None:
+        """Read and place all that was planned, on ``devices`` where a component is named there."""
+        total, done = sum(plan.num_bytes for plan in self.planned.values()), 0
+
+        def report(component: str, offset: int) -> Callable[[int, int], None]:
+            return lambda read, _: (
+                on_progress(LoadProgress(component, offset + read, total)) if on_progress else None
+            )
+
+        for component, plan in self.planned.items():
+            plan.fill(devices.get(component, self.device), report(component, done))
+            done += plan.num_bytes
+
+    def transformer(self) -> SkyReelsTransformer:
         name = self._class_name("transformer", TRANSFORMER_CLASSES)
-        data = read_json(self._path("transformer") / "config.json")
-        if name == "WanTransformer3DModel":
-            config = transformer_config_from_diffusers(data, where="transformer/config.json")
-            key_map: Callable[[str], str] | None = diffusers_wan_key
-        else:
-            config = config_from_dict(TransformerConfig, data, where="transformer/config.json")
-            key_map = None
+        config = self._transformer_config(name)
         with torch.device("meta"):
             model = SkyReelsTransformer(config, self.plan).to_compute_dtype(self.dtype)
-        self._fill(model, "transformer", key_map=key_map, dtype=None, device=device)
+        merge = None
+        if self.loras:
+            shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+            merge = LoraStack(self.loras, shapes).merge
+        self._plan(model, "transformer", key_map=official_key, dtype=None, merge=merge)
         return model
+
+    def _transformer_config(self, class_name: str) -> TransformerConfig:
+        where = "transformer/config.json"
+        folder = self._path("transformer")
+        data = read_json(folder / "config.json")
+        if class_name == "WanTransformer3DModel":
+            return transformer_config_from_diffusers(data, where=where)
+        if class_name == "WanModel":
+            shapes = {name: entry.shape for name, entry in read_checkpoint(folder).items()}
+            family = detect_family(shapes, where="transformer")
+            return transformer_config_from_official(data, shapes, family, where=where)
+        return config_from_dict(TransformerConfig, data, where=where)
 
     def generation(self) -> GenerationConfig:
         path = self.folder / "generation_config.json"
@@ -336,7 +396,7 @@ class _FolderLoader:
                     self.plan,
                 )
             )
-        self._fill(model, "vae", dtype=self.dtype)
+        self._plan(model, "vae", dtype=self.dtype)
         return model
 
     def audio_encoder(self, *, needed: bool) -> tuple[AudioEncoder | None, AudioFeatureConfig]:
@@ -349,11 +409,11 @@ class _FolderLoader:
         if name in WAV2VEC2_CLASSES:
             with torch.device("meta"):
                 model = build_wav2vec2(config)
-            self._fill(model, "audio_encoder", key_map=wav2vec2_key, dtype=torch.float32)
+            self._plan(model, "audio_encoder", key_map=wav2vec2_key, dtype=torch.float32)
             return Wav2Vec2Features(model, features), features
         with torch.device("meta"):
             encoder = build_whisper_encoder(config)
-        self._fill(encoder, "audio_encoder", key_map=whisper_encoder_key, dtype=torch.float32)
+        self._plan(encoder, "audio_encoder", key_map=whisper_encoder_key, dtype=torch.float32)
         return WhisperFeatures(encoder, features, config["num_mel_bins"]), features
 
     def text_encoder(self, transformer: TransformerConfig) -> TextEncoder:
@@ -363,13 +423,13 @@ class _FolderLoader:
             config = config_from_dict(ByteTextConfig, data, where="text_encoder/config.json")
             with torch.device("meta"):
                 encoder = ByteTextEncoder(config)
-            self._fill(encoder, "text_encoder", dtype=self.dtype)
+            self._plan(encoder, "text_encoder", dtype=self.dtype)
             return encoder
         with torch.device("meta"):
             model = build_umt5(data)
         # T5's activations overflow in float16.
         dtype = torch.bfloat16 if self.dtype == torch.float16 else self.dtype
-        self._fill(model, "text_encoder", dtype=dtype)
+        self._plan(model, "text_encoder", dtype=dtype)
         tokenizer = self._path("tokenizer") / "tokenizer.json"
         return UMT5TextEncoder(model, tokenizer, text_length=transformer.text_length)
 
@@ -380,7 +440,7 @@ class _FolderLoader:
         data = read_json(self._path("image_encoder") / "config.json")
         with torch.device("meta"):
             model = build_clip_vision(data)
-        self._fill(model, "image_encoder", key_map=clip_vision_key, dtype=self.dtype)
+        self._plan(model, "image_encoder", key_map=clip_vision_key, dtype=self.dtype)
         return ClipImageEncoder(model)
 
     def _audio_grid(self, path: Path) -> AudioFeatureConfig:
@@ -405,26 +465,22 @@ class _FolderLoader:
             )
         return str(name)
 
-    def _fill(
+    def _plan(
         self,
         module: nn.Module,
         component: str,
         *,
         key_map: Callable[[str], str | None] | None = None,
         dtype: torch.dtype | None,
-        device: torch.device | None = None,
+        merge: Merge | None = None,
     ) -> None:
-        where = device or self.device
-        if where.type == "meta":  # shapes are all that is wanted
-            return
-        load_weights(
-            module,
-            self._path(component),
-            device=where,
-            dtype=dtype,
-            key_map=key_map,
-        )
+        """Check a component's files and remember to fill ``module`` from them."""
         module.eval().requires_grad_(False)
+        if self.device.type == "meta":  # shapes are all that is wanted
+            return
+        self.planned[component] = plan_weights(
+            module, self._path(component), dtype=dtype, key_map=key_map, merge=merge
+        )
 
 
 def _base_folder(folder: Path, index: dict[str, Any]) -> Path | None:

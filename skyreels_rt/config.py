@@ -25,6 +25,7 @@ MAX_NUMBER = 1e30
 REFERENCE_CHANNELS = 16
 """Latent channels of the reference among the condition channels, in every known family."""
 
+AudioKind = Literal["own_query", "shared_query"]
 ReferenceMode = Literal["all_frames", "leading_slot", "none"]
 GuidanceForm = Literal["audio_first", "text_first"]
 Prediction = Literal["velocity", "reference_residual"]
@@ -37,10 +38,14 @@ LongForm = Literal["blf", "continuation"]
 
 @dataclass(frozen=True)
 class AudioAdapterConfig:
-    """Packer and audio cross-attention (one per block), after MultiTalk / SkyReels-V3.
+    """How the blocks hear: packer and audio attention.
 
     Attributes
     ----------
+    kind : {"own_query", "shared_query"}
+        ``own_query``: cross-attention of its own behind the text's, a packer of three layers (after
+        MultiTalk / SkyReels-V3). ``shared_query``: keys and values for the queries of the text
+        attention, every feature projected to a token (after FantasyTalking).
     feature_layers, feature_dim : int
         Layers L and width D of the audio features.
     features_per_frame : int
@@ -50,10 +55,12 @@ class AudioAdapterConfig:
     num_tokens, token_dim : int
         Tokens M per latent frame and their width C.
     hidden_dim : int
-        Width of the packer's hidden layers.
+        Width of the packer's hidden layers; ``own_query`` alone.
     norm_output : bool
-        LayerNorm over the tokens.
+        LayerNorm over the tokens; ``shared_query`` always has it.
     """
+
+    kind: AudioKind = "own_query"
 
     feature_layers: int = 5
     feature_dim: int = 384

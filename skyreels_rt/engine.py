@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Unpack
@@ -37,7 +37,8 @@ from skyreels_rt.runtime.metrics import EngineMetrics
 from skyreels_rt.runtime.turns import Gate, Turns
 from skyreels_rt.scene import load_portrait, load_scene
 from skyreels_rt.session import Session
-from skyreels_rt.types import FrameChunk
+from skyreels_rt.types import FrameChunk, LoadCallback
+from skyreels_rt.weights.lora import Lora
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,10 @@ class Engine:
         quantization: str | QuantPolicy | None = None,
         offload: bool = False,
         max_sessions: int = 64,
+        loras: Sequence[Lora] = (),
+        revision: str | None = None,
+        offline: bool = False,
+        on_progress: LoadCallback | None = None,
     ) -> Engine:
         """Load a model.
 
@@ -105,7 +110,8 @@ class Engine:
         ----------
         model : str or Path
             A model folder, the name of an embedded model (:func:`.pretrained.embedded_models`), or
-            ``"tiny-random"``: a seeded random model of the real topology.
+            ``"tiny-random"``: a seeded random model of the real topology. With the ``[hub]`` extra
+            also a hub id (``"owner/name"``), of which JSON and safetensors files are fetched.
         device : str or torch.device
             ``"auto"`` is CUDA where there is one, else the CPU.
         dtype : str or torch.dtype
@@ -120,13 +126,23 @@ class Engine:
             other. Same bytes, less device memory, more time.
         max_sessions : int
             Live sessions that may be open at once.
+        loras : sequence of Lora
+            Additions merged into the transformer's weights.
+        revision : str, optional
+            Branch, tag or commit of a hub id; a full commit pins what is loaded.
+        offline : bool
+            Take a hub id from the local cache, connecting to nothing.
+        on_progress : callable, optional
+            Called with a :class:`LoadProgress` after every tensor.
 
         Raises
         ------
         ModelError
             Unknown model, or a folder that cannot be used.
         WeightsMismatch
-            A checkpoint does not hold exactly the tensors needed.
+            A checkpoint does not hold exactly the tensors needed, or a LoRA does not fit them.
+        MissingDependency
+            A hub id without the ``[hub]`` extra.
         InvalidArgument
             An unknown device or dtype.
         UnsupportedKernel
@@ -134,7 +150,8 @@ class Engine:
         """
         parts = load_pretrained(
             model, device=device, dtype=dtype, kernels=kernels,
-            quantization=quantization, offload=offload,
+            quantization=quantization, offload=offload, loras=loras,
+            revision=revision, offline=offline, on_progress=on_progress,
         )  # fmt: skip
         return cls(parts, max_sessions=max_sessions)
 

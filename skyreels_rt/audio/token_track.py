@@ -10,7 +10,7 @@ from torch import Tensor
 from skyreels_rt.audio.features import FeatureEncoder, FeatureStream
 from skyreels_rt.audio.resample import SpeechResampler
 from skyreels_rt.config import AudioFeatureConfig
-from skyreels_rt.models.audio_adapter import AudioPacker
+from skyreels_rt.models.audio_adapter import Packer
 from skyreels_rt.types import PartState, Timeline
 
 
@@ -22,7 +22,7 @@ class TokenTrack:
 
     Parameters
     ----------
-    packer : AudioPacker
+    packer : Packer
         Packer of the transformer.
     encoder : FeatureEncoder
         Audio encoder.
@@ -36,7 +36,7 @@ class TokenTrack:
 
     def __init__(
         self,
-        packer: AudioPacker,
+        packer: Packer,
         encoder: FeatureEncoder,
         features: AudioFeatureConfig,
         timeline: Timeline,
@@ -151,4 +151,4 @@ class TokenTrack:
     def _zeros(self, first: int, stop: int) -> Tensor:
         config = self._packer.config
         shape = (config.features_per_frame, config.feature_layers, config.feature_dim)
-        return torch.zeros(stop - first, *shape, device=self._packer.proj1.weight.device)
+        return torch.zeros(stop - first, *shape, device=self._packer.device)

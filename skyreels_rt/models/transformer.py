@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from skyreels_rt.config import TransformerConfig
 from skyreels_rt.errors import InvalidArgument
 from skyreels_rt.kernels import (
+    AudioFold,
     KernelPlan,
     gate_residual_norm_modulate,
     norm_modulate,
@@ -28,8 +29,9 @@ from skyreels_rt.kernels import (
     residual_apply,
     residual_store,
 )
-from skyreels_rt.models.attention import CrossAttention, KeysValues, SelfAttention
-from skyreels_rt.models.audio_adapter import AudioContext, AudioCrossAttention, AudioPacker
+from skyreels_rt.models.attention import CrossAttention, KeysValues, SelfAttention, SharedQueryAudio
+from skyreels_rt.models.audio_adapter import AudioContext, AudioCrossAttention, build_packer
+from skyreels_rt.models.embeddings import ImageEmbedding, sinusoid
 from skyreels_rt.models.feed_forward import FeedForward
 from skyreels_rt.models.fp8_linear import QuantizedRows, multiply_rows
 from skyreels_rt.models.rope import rope_tables
@@ -105,7 +107,7 @@ class TransformerBlock(nn.Module):
         self.self_attn = SelfAttention(config, plan)
         self.norm3 = nn.LayerNorm(dim, eps=config.eps)
         self.cross_attn = CrossAttention(config, plan)
-        if config.audio is not None:
+        if config.audio is not None and config.audio.kind == "own_query":
             self.norm_x = nn.LayerNorm(dim, eps=config.eps)
             self.audio_cross_attn = AudioCrossAttention(config, plan)
         self.ffn = FeedForward(dim, config.ffn_dim, plan)
@@ -146,16 +148,18 @@ class TransformerBlock(nn.Module):
         y = self.self_attn(normed_BLD, *rope)
         x, normed = self._add_and_norm(x_BLD, y, gate, Affine.of_norm(self.norm3))
         image = context.image[index] if context.image is not None else None
-        y = self.cross_attn(normed, context.text[index], image)
-        if context.audio is None:
+        audio = context.audio[index] if context.audio is not None else None
+        if audio is None or isinstance(audio, SharedQueryAudio):
+            y = self.cross_attn(normed, context.text[index], image, audio)
             x, normed = self._add_and_norm(x, y, None, ffn_norm)
             return self._add_and_norm(x, self.ffn(normed), ffn_gate, following)
+        y = self.cross_attn(normed, context.text[index], image)
         x, normed = self._add_and_norm(x, y, None, Affine.of_norm(self.norm_x))
-        x, heard = self._hear(x, normed, context.audio[index], ffn_norm)
+        x, heard = self._hear(x, normed, audio, ffn_norm)
         return self._add_and_norm(x, self.ffn(heard), ffn_gate, following)
 
     def _hear(
-        self, x: Tensor, normed: Tensor, audio: AudioContext, norm: Affine
+        self, x: Tensor, normed: Tensor, audio: KeysValues | AudioFold, norm: Affine
     ) -> tuple[Tensor, Tensor | QuantizedRows]:
         attention = self.audio_cross_attn
         fold = attention.fold(audio)
@@ -182,31 +186,6 @@ class TransformerBlock(nn.Module):
             x, y, gate, norm.weight, norm.bias,
             eps=self.eps, impl=self.plan.gate_residual_norm_modulate,
         )  # fmt: skip
-
-
-class ImageEmbedding(nn.Module):
-    """Projects the image encoder's tokens to the model's width (Wan's ``MLPProj``).
-
-    Parameters
-    ----------
-    image_dim, dim : int
-        Widths in and out.
-    """
-
-    def __init__(self, image_dim: int, dim: int) -> None:
-        super().__init__()
-        self.proj = nn.Sequential(
-            nn.LayerNorm(image_dim),
-            nn.Linear(image_dim, image_dim),
-            nn.GELU(),
-            nn.Linear(image_dim, dim),
-            nn.LayerNorm(dim),
-        )
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """(B, S, image_dim) -> (B, S, D)."""
-        out: Tensor = self.proj(tokens)
-        return out
 
 
 class Head(nn.Module):
@@ -266,7 +245,7 @@ class SkyReelsTransformer(nn.Module):
         if config.image_dim is not None:
             self.img_emb = ImageEmbedding(config.image_dim, dim)
         if config.audio is not None:
-            self.audio_proj = AudioPacker(config.audio)
+            self.audio_proj = build_packer(config.audio)
         self.blocks = nn.ModuleList(
             TransformerBlock(config, plan) for _ in range(config.num_layers)
         )
@@ -339,6 +318,9 @@ class SkyReelsTransformer(nn.Module):
                 "audio", expected="a model with an audio adapter", got="a model without one"
             )
         tokens = tokens_BFMC.to(self.device, self.dtype)
+        if self.config.audio.kind == "shared_query":
+            blocks = self._each_block("cross_attn.")
+            return tuple(block.cross_attn.audio_keys_values(tokens) for block in blocks)
         blocks = self._each_block("audio_cross_attn.")
         return tuple(block.audio_cross_attn.context(tokens) for block in blocks)
 
@@ -549,23 +531,3 @@ def offload_blocks(transformer: SkyReelsTransformer, device: torch.device) -> No
     for name, part in transformer.named_children():
         if name != "blocks":
             part.to(device)
-
-
-def sinusoid(timestep: Tensor, dim: int) -> Tensor:
-    """Sinusoidal embedding of timesteps, cosines first (Wan's ``sinusoidal_embedding_1d``).
-
-    Parameters
-    ----------
-    timestep : Tensor, shape (B,)
-        In [0, 1000].
-    dim : int
-        Even width.
-
-    Returns
-    -------
-    Tensor, shape (B, dim), float32; computed in float64.
-    """
-    half = dim // 2
-    exponents = torch.arange(half, dtype=torch.float64, device=timestep.device) / half
-    angles = torch.outer(timestep.double(), 10_000.0**-exponents)
-    return torch.cat([angles.cos(), angles.sin()], dim=1).float()

@@ -135,7 +135,9 @@ def keeps_audio_fold(config: TransformerConfig, itemsize: int) -> bool:
     A fold takes N times the keys and values of N heads: 0.2 MiB a latent in the embedded models in
     float32, 68 MiB at Wan2.1-1.3B's sizes in bfloat16 with M = 32 tokens.
     """
-    if config.audio is None or config.audio.num_tokens >= config.head_dim:
+    if config.audio is None or config.audio.kind != "own_query":
+        return False
+    if config.audio.num_tokens >= config.head_dim:
         return False
     return _fold_bytes(config, itemsize) <= KEPT_FOLD_BYTES
 

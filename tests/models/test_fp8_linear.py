@@ -80,11 +80,12 @@ def test_policies_name_layers_and_refuse_what_fits_none():
     policy = POLICIES["fp8"]
     modes = {name: policy.mode(f"blocks.3.{name}") for name in (
         "self_attn.q", "self_attn.o", "cross_attn.q", "cross_attn.k_img", "ffn.0",
-        "audio_cross_attn.q_linear",
+        "audio_cross_attn.q_linear", "cross_attn.k", "cross_attn.v_audio",
     )}  # fmt: skip
     assert modes == {
         "self_attn.q": "fp8", "self_attn.o": "fp8", "cross_attn.q": "fp8",
         "cross_attn.k_img": "fp8_weight", "ffn.0": "fp8", "audio_cross_attn.q_linear": "full",
+        "cross_attn.k": "fp8_weight", "cross_attn.v_audio": "full",
     }  # fmt: skip
     first = QuantPolicy((("blocks.0.*", "full"), ("blocks.*", "fp8")))
     assert [first.mode(f"blocks.{k}.ffn.0") for k in (0, 1)] == ["full", "fp8"]

@@ -12,8 +12,9 @@ from skyreels_rt.options import GenerateOptions, LiveOptions
 NAMES = [
     "AsyncSession", "Engine", "FrameChunk", "GenerateOptions", "GenerationSummary", "Health",
     "Interruption",
-    "LiveOptions", "LiveSession", "MagCache", "MemoryEstimate", "Progress", "SkyReelsError",
-    "QuantPolicy", "StepMask", "TeaCache", "Video", "__version__",
+    "LiveOptions", "LiveSession", "LoadProgress", "Lora", "MagCache",
+    "MemoryEstimate", "Progress", "QuantPolicy", "SkyReelsError", "StepMask", "TeaCache", "Video",
+    "__version__",
 ]  # fmt: skip
 
 AUDIO = "(self, audio: 'str | Path | NDArray[Any]', **options: 'Unpack[GenerateOptions]')"
@@ -28,7 +29,8 @@ ENGINE = {
         "dtype: 'str | torch.dtype' = 'auto', "
         "kernels: \"Literal['auto', 'reference'] | Mapping[str, str]\" = 'auto', "
         "quantization: 'str | QuantPolicy | None' = None, offload: 'bool' = False, "
-        "max_sessions: 'int' = 64) -> 'Engine'"
+        "max_sessions: 'int' = 64, loras: 'Sequence[Lora]' = (), revision: 'str | None' = None, "
+        "offline: 'bool' = False, on_progress: 'LoadCallback | None' = None) -> 'Engine'"
     ),
     "generate": f"{AUDIO} -> 'Video'",
     "generate_file": AUDIO.replace("(self, ", "(self, path: 'str | Path', ")
@@ -55,7 +57,7 @@ GENERATE_FLAGS = {
     "--negative-prompt", "--steps",
     "--guidance-form", "--text-guidance-scale", "--audio-guidance-scale", "--solver",
     "--shift", "--height", "--width", "--horizon", "--seed", "--device", "--dtype", "--kernels",
-    "--json", "--teacache", "--magcache", "--color-correction", "--long-form",
+    "--json", "--teacache", "--magcache", "--color-correction", "--long-form", "--lora",
     "--quantization", "--offload",
 }  # fmt: skip
 
@@ -86,6 +88,7 @@ EVAL_FLAGS = {
 CALIBRATE_FLAGS = {
     "--clips", "--image", "--audio", "--steps", "--output", "--device", "--dtype", "--kernels",
 }  # fmt: skip
+CONVERT_FLAGS = {"--adapter", "--audio-encoder", "--preset", "--copy"}
 TRAIN_FLAGS = {"--recipe", "--stage", "--until", "--without"}
 
 
@@ -108,13 +111,14 @@ def test_command_line():
     command = typer.main.get_command(cli.app)
     assert set(command.commands) == {
         "generate", "stream", "serve", "doctor", "bench", "eval", "calibrate", "train", "estimate",
+        "convert",
     }  # fmt: skip
     assert set(command.commands["bench"].commands) == {
         "kernels", "quantization", "step", "stream", "teacache",
     }  # fmt: skip
     for name, expected in (
         ("generate", GENERATE_FLAGS), ("eval", EVAL_FLAGS), ("train", TRAIN_FLAGS),
-        ("calibrate", CALIBRATE_FLAGS),
+        ("calibrate", CALIBRATE_FLAGS), ("convert", CONVERT_FLAGS),
     ):  # fmt: skip
         flags = {o for p in command.commands[name].params for o in p.opts if o.startswith("--")}
         assert flags - {"--help"} == expected
