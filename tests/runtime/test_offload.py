@@ -121,7 +121,9 @@ def test_a_snapshot_of_a_quantised_engine_goes_on_in_an_offloaded_one():
         for offload in (False, True)
     ]
     speech = 0.1 * np.random.default_rng(0).standard_normal(80_000).astype(np.float32)
-    with engines[0].open_session(image=np.full((128, 128, 3), 90, np.uint8), num_steps=1) as session:
+    with engines[0].open_session(
+        image=np.full((128, 128, 3), 90, np.uint8), num_steps=1
+    ) as session:
         session.push_audio(speech, 16_000)
         session.end_audio()
         chunks = session.frames()
