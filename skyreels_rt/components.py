@@ -2,9 +2,9 @@
 
 A folder follows the diffusers layout: ``model_index.json`` names a class for every component, each
 component has a sub-folder with ``config.json`` and safetensors. ``_base`` may name a folder beside
-this one, which holds the components that this one lacks; ``_preset`` a family
-whose settings stand in for the files that say how to run it. Class names are looked up in the
-fixed tables below; nothing in a folder can name code.
+this one, which holds the components that this one lacks; ``_preset`` a family whose settings stand
+in for the files that say how to run it. Class names are looked up in the fixed tables below;
+nothing in a folder can name code.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from skyreels_rt.audio.token_track import TokenTrack
 from skyreels_rt.audio.wav2vec2 import Wav2Vec2Features, build_wav2vec2
 from skyreels_rt.audio.whisper import WhisperFeatures, build_whisper_encoder
 from skyreels_rt.config import (
@@ -70,6 +71,9 @@ from skyreels_rt.weights.official_layout import transformer_config_from_official
 logger = logging.getLogger(__name__)
 
 PIPELINE_CLASS = "SkyReelsAudioPipeline"
+DIFFUSERS_PIPELINES = {"WanPipeline": "wan2.1-t2v", "WanImageToVideoPipeline": "wan2.1-i2v"}
+"""Pipelines of diffusers whose folders load as they are, and the settings to run them with."""
+
 CALIBRATION_FILE = "step_cache.json"
 MAX_STEP_PLANS = 64
 """Plans of skipped steps remembered per model."""
@@ -163,6 +167,15 @@ class Components:
 
         return RunFacts(self.name, timesteps, signals, self.calibration)
 
+    def token_track(self, timeline: Timeline, fps: int) -> TokenTrack | None:
+        """Audio tokens of a new stream; None for a transformer without audio adapter."""
+        if self.transformer.config.audio is None:
+            return None
+        assert self.audio_encoder is not None
+        return TokenTrack(
+            self.transformer.audio_proj, self.audio_encoder, self.audio_features, timeline, fps
+        )
+
     @property
     def num_bytes(self) -> int:
         """Bytes of transformer and VAE weights, the parts that every step and frame needs."""
@@ -238,13 +251,16 @@ def check_folder(folder: Path) -> None:
 def _read_index(folder: Path) -> dict[str, Any]:
     """``model_index.json`` of a folder that the engine can run."""
     index = read_json(folder / "model_index.json")
-    if index.get("_class_name") != PIPELINE_CLASS:
-        raise ModelError(
-            f"{folder / 'model_index.json'}: _class_name is {index.get('_class_name')!r}.",
-            stage="load",
-            hint=f"This engine runs {PIPELINE_CLASS!r} folders.",
-        )
-    return index
+    name = index.get("_class_name")
+    if name == PIPELINE_CLASS:
+        return index
+    if isinstance(name, str) and name in DIFFUSERS_PIPELINES:
+        return {"_preset": DIFFUSERS_PIPELINES[name], **index}
+    raise ModelError(
+        f"{folder / 'model_index.json'}: _class_name is {name!r}.",
+        stage="load",
+        hint=f"This engine runs {', '.join((PIPELINE_CLASS, *DIFFUSERS_PIPELINES))} folders.",
+    )
 
 
 def _read_folder(folder: Path, load: _FolderLoader) -> Components:

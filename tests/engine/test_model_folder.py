@@ -61,7 +61,7 @@ def test_no_pickle_and_no_socket_while_loading_and_running(folder, native):
 @pytest.mark.parametrize(
     ("file", "changes", "named"),
     [
-        ("model_index.json", {"_class_name": "WanPipeline"}, "WanPipeline"),
+        ("model_index.json", {"_class_name": "FluxPipeline"}, "FluxPipeline"),
         ("model_index.json", {"transformer": ["evil", "RunThis"]}, "RunThis"),
         ("model_index.json", {"vae": None}, "vae"),
         ("model_index.json", {"text_encoder": ...}, "text_encoder"),

@@ -15,7 +15,11 @@ from safetensors import safe_open
 
 from skyreels_rt.config import AudioAdapterConfig, TransformerConfig
 from skyreels_rt.kernels import KernelPlan
-from skyreels_rt.models.transformer import ContextCache, SkyReelsTransformer
+from skyreels_rt.models.transformer import (
+    ContextCache,
+    SkyReelsTransformer,
+    offload_blocks,
+)
 from skyreels_rt.testing.tiny import randomise
 from skyreels_rt.types import Timeline
 from skyreels_rt.weights.families import detect_family
@@ -161,6 +165,16 @@ def test_the_official_class_returns_the_same_velocity(name):
     with torch.inference_mode():
         velocity, _ = run(model_of(config), config)
     assert (velocity - expected).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_offloaded_blocks_return_the_same_bytes(name):
+    with torch.inference_mode():
+        expected, _ = run(model_of(MODELS[name]), MODELS[name])
+        offloaded = model_of(MODELS[name])
+        offload_blocks(offloaded, torch.device("cpu"))
+        velocity, _ = run(offloaded, MODELS[name])
+    assert torch.equal(velocity, expected)
 
 
 def test_the_official_packer_returns_the_same_tokens():
