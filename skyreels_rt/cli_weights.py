@@ -65,18 +65,13 @@ def bench_quantization(
     """Measure what 8-bit layers cost: each kind of layer, PSNR, SSIM and lip sync."""
     with errors_as_exit_codes():
         from skyreels_rt.bench.quantization import measure_quantization
-        from skyreels_rt.config import GenerationConfig, config_from_dict, read_json
         from skyreels_rt.held_out import HeldOutClips
-        from skyreels_rt.pretrained import model_folder
+        from skyreels_rt.pretrained import load_shapes
         from skyreels_rt.report import require_writable
 
         if json_file is not None:
             require_writable(json_file)
-        generation = config_from_dict(
-            GenerationConfig,
-            read_json(model_folder(model) / "generation_config.json"),
-            where="generation_config.json",
-        )
+        generation = load_shapes(model, dtype="auto").generation
         listed = HeldOutClips.listed(min(generation.height, generation.width))
         with console.status("measuring ...") as status:
             report = measure_quantization(

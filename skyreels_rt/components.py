@@ -2,9 +2,9 @@
 
 A folder follows the diffusers layout: ``model_index.json`` names a class for every component, each
 component has a sub-folder with ``config.json`` and safetensors. ``_base`` may name a folder beside
-this one, which holds the components that this one lacks; ``_preset`` a family
-whose settings stand in for the files that say how to run it. Class names are looked up in the
-fixed tables below; nothing in a folder can name code.
+this one, which holds the components that this one lacks; ``_preset`` a family whose settings stand
+in for the files that say how to run it. Class names are looked up in the fixed tables below;
+nothing in a folder can name code.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from skyreels_rt.audio.token_track import TokenTrack
 from skyreels_rt.audio.wav2vec2 import Wav2Vec2Features, build_wav2vec2
 from skyreels_rt.audio.whisper import WhisperFeatures, build_whisper_encoder
 from skyreels_rt.config import (
@@ -165,6 +166,15 @@ class Components:
                 ]
 
         return RunFacts(self.name, timesteps, signals, self.calibration)
+
+    def token_track(self, timeline: Timeline, fps: int) -> TokenTrack | None:
+        """Audio tokens of a new stream; None for a transformer without audio adapter."""
+        if self.transformer.config.audio is None:
+            return None
+        assert self.audio_encoder is not None
+        return TokenTrack(
+            self.transformer.audio_proj, self.audio_encoder, self.audio_features, timeline, fps
+        )
 
     @property
     def num_bytes(self) -> int:

@@ -24,7 +24,6 @@ from torch import Tensor
 
 from skyreels_rt.appearance import color_match, image_context, job_passes, prompt_context
 from skyreels_rt.audio.speech_tail import SpeechTail, checked_pcm
-from skyreels_rt.audio.token_track import TokenTrack
 from skyreels_rt.components import Components
 from skyreels_rt.conditioning.condition_track import clip_conditions
 from skyreels_rt.conditioning.source_video import SourceTrack
@@ -148,7 +147,7 @@ class ContinuationSession:
         self._color = color_match(components, settings, portrait)
         self.speech = SpeechTail(settings.fps)
         """The speech whose frames were not delivered."""
-        self._tokens = self._token_track()
+        self._tokens = components.token_track(self._timeline, settings.fps)
         self._head = portrait[None]
         self._goals: NDArray[np.uint8] | None = None
         self._clip_settings = settings
@@ -225,19 +224,6 @@ class ContinuationSession:
     @property
     def _num_latents(self) -> int:
         return self._timeline.num_latents(self._config.frames)
-
-    def _token_track(self) -> TokenTrack | None:
-        parts = self._parts
-        if parts.transformer.config.audio is None:
-            return None
-        assert parts.audio_encoder is not None
-        return TokenTrack(
-            parts.transformer.audio_proj,
-            parts.audio_encoder,
-            parts.audio_features,
-            self._timeline,
-            self.settings.fps,
-        )
 
     def _next_clip(self) -> Clip | None:
         """The next clip, once all it depends on is there."""

@@ -97,12 +97,8 @@ def load_shapes(
     offload: bool = False,
 ) -> Components:
     """Parts of a model folder without their weights, for what follows from shapes alone."""
-    policy, folder, meta = (
-        resolve_policy(quantization),
-        _existing_folder(model),
-        torch.device("meta"),
-    )
-    cpu = torch.device("cpu")
+    policy, folder = resolve_policy(quantization), _existing_folder(model)
+    cpu, meta = torch.device("cpu"), torch.device("meta")
     kind = resolve_dtype(dtype, cpu, stored=stored_transformer_dtype(folder))
     plan = KernelPlan.choose(cpu, kind, "auto")
     parts = load_components(folder, device=meta, dtype=kind, plan=plan)

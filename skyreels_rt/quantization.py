@@ -59,20 +59,21 @@ class QuantPolicy:
 
 # The audio projections are folded into the audio's keys and values, in full precision: exact, and
 # less arithmetic than 8-bit products would need. Keys and values of prompt and portrait are made
-# once a job, so 8-bit products would save nothing there.
+# once a job, so 8-bit products would save nothing there; "*[!o]" leaves k_audio and v_audio out.
 POLICIES: dict[str, QuantPolicy] = {
     "fp8": QuantPolicy(
         (
             ("blocks.*.self_attn.?", "fp8"),
             ("blocks.*.cross_attn.[qo]", "fp8"),
-            ("blocks.*.cross_attn.*", "fp8_weight"),
+            ("blocks.*.cross_attn.*[!o]", "fp8_weight"),
             ("blocks.*.ffn.*", "fp8"),
         )
     ),
     "fp8_weight": QuantPolicy(
         (
             ("blocks.*.self_attn.?", "fp8_weight"),
-            ("blocks.*.cross_attn.*", "fp8_weight"),
+            ("blocks.*.cross_attn.[qo]", "fp8_weight"),
+            ("blocks.*.cross_attn.*[!o]", "fp8_weight"),
             ("blocks.*.ffn.*", "fp8_weight"),
         )
     ),

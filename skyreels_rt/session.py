@@ -18,7 +18,6 @@ from torch import Tensor
 
 from skyreels_rt.appearance import Appearance, color_match
 from skyreels_rt.audio.speech_tail import SpeechTail, checked_pcm
-from skyreels_rt.audio.token_track import TokenTrack
 from skyreels_rt.components import Components
 from skyreels_rt.conditioning.condition_track import ConditionTrack
 from skyreels_rt.conditioning.source_video import SourceTrack
@@ -121,7 +120,7 @@ class Session:
         self._color = color_match(components, settings, portrait)
         self.speech = SpeechTail(settings.fps)
         """The speech whose frames were not delivered."""
-        self._tokens = self._token_track()
+        self._tokens = components.token_track(self._timeline, settings.fps)
         self._latent_shape = (
             components.transformer.config.out_channels,
             settings.height // components.vae.spatial_stride,
@@ -438,19 +437,6 @@ class Session:
     def _needed_s(self, planned: int) -> Fraction:
         """Seconds of speech after which the group behind ``planned`` latents can start."""
         return group_need(self._parts, self.settings, planned).seconds
-
-    def _token_track(self) -> TokenTrack | None:
-        parts = self._parts
-        if parts.transformer.config.audio is None:
-            return None
-        assert parts.audio_encoder is not None
-        return TokenTrack(
-            parts.transformer.audio_proj,
-            parts.audio_encoder,
-            parts.audio_features,
-            self._timeline,
-            self.settings.fps,
-        )
 
     def _encoded(self, settings: JobSettings, portrait: NDArray[np.uint8] | None) -> Appearance:
         with self._turns.hold(self._is_cancelled), self.clock.measure("condition"):

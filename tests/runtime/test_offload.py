@@ -121,7 +121,9 @@ def test_a_snapshot_of_a_quantised_engine_goes_on_in_an_offloaded_one():
         for offload in (False, True)
     ]
     speech = 0.1 * np.random.default_rng(0).standard_normal(80_000).astype(np.float32)
-    with engines[0].open_session(image=np.full((128, 128, 3), 90, np.uint8)) as session:
+    with engines[0].open_session(
+        image=np.full((128, 128, 3), 90, np.uint8), num_steps=1
+    ) as session:
         session.push_audio(speech, 16_000)
         session.end_audio()
         chunks = session.frames()
@@ -140,3 +142,35 @@ def test_an_estimate_says_what_does_not_fit():
     assert estimate.total == 10 and estimate.fits is False
     assert estimate.describe().endswith("does not fit")
     assert rt.MemoryEstimate(1, 1, 1, 1).fits is None
+
+
+@pytest.mark.gpu
+def test_on_cuda_the_copies_overlap_and_give_the_same_bytes():
+    device = torch.device("cuda")
+    torch.manual_seed(0)
+    stack = [nn.Linear(2048, 2048) for _ in range(12)]
+    here = [nn.Linear(2048, 2048).cuda() for _ in range(12)]
+    for block, other in zip(stack, here, strict=True):
+        other.load_state_dict(block.state_dict())
+    x = torch.randn(4096, 2048, device=device)
+    expected = x
+    for block in here:
+        expected = block(expected).relu()
+    offload = BlockOffload(stack, device)
+    for _ in range(5):
+        y = x
+        for index in offload.resident():
+            assert stack[index].weight.is_cuda
+            y = stack[index](y).relu()
+        assert torch.equal(y, expected)
+    assert not stack[0].weight.is_cuda and stack[0].weight.is_pinned()
+    assert stack[0].bias.is_cuda
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("quantization", [None, "fp8_weight"])
+def test_an_offloaded_engine_on_cuda_gives_the_same_bytes(quantization):
+    options = {"device": "cuda", "quantization": quantization}
+    plain = rt.Engine.from_pretrained("tiny-random", **options)
+    away = rt.Engine.from_pretrained("tiny-random", offload=True, **options)
+    assert np.array_equal(frames(plain), frames(away))
