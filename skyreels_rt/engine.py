@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from skyreels_rt.audio.resample import ResampledAudio
 from skyreels_rt.components import Components
+from skyreels_rt.continuation import ContinuationSession
 from skyreels_rt.distributed.mesh import Mesh
 from skyreels_rt.distributed.parallel import Parallel
 from skyreels_rt.errors import AdmissionRefused, InvalidArgument
@@ -33,12 +34,14 @@ from skyreels_rt.offline import GenerationSummary, OfflineJob
 from skyreels_rt.options import GenerateOptions, LiveOptions, resolve_live, resolve_settings
 from skyreels_rt.pretrained import load_pretrained
 from skyreels_rt.progress import ProgressBar
+from skyreels_rt.quantization import QuantPolicy, weights_note
 from skyreels_rt.runtime.memory import MemoryEstimate
 from skyreels_rt.runtime.metrics import EngineMetrics
 from skyreels_rt.runtime.turns import Gate, Turns
 from skyreels_rt.scene import load_portrait, load_scene
 from skyreels_rt.session import Session
-from skyreels_rt.types import FrameChunk
+from skyreels_rt.types import FrameChunk, LoadCallback
+from skyreels_rt.weights.lora import Lora
 
 
 @dataclass(frozen=True)
@@ -97,8 +100,14 @@ class Engine:
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
         kernels: Literal["auto", "reference"] | Mapping[str, str] = "auto",
+        quantization: str | QuantPolicy | None = None,
+        offload: bool = False,
         max_sessions: int = 64,
         parallel: Parallel | Mesh | None = None,
+        loras: Sequence[Lora] = (),
+        revision: str | None = None,
+        offline: bool = False,
+        on_progress: LoadCallback | None = None,
     ) -> Engine:
         """Load a model.
 
@@ -106,7 +115,8 @@ class Engine:
         ----------
         model : str or Path
             A model folder, the name of an embedded model (:func:`.pretrained.embedded_models`), or
-            ``"tiny-random"``: a seeded random model of the real topology.
+            ``"tiny-random"``: a seeded random model of the real topology. With the ``[hub]`` extra
+            also a hub id (``"owner/name"``), of which JSON and safetensors files are fetched.
         device : str or torch.device
             ``"auto"`` is CUDA where there is one, else the CPU.
         dtype : str or torch.dtype
@@ -114,12 +124,25 @@ class Engine:
             on a CPU with AMX.
         kernels : str or dict
             ``"auto"``, ``"reference"``, or an implementation for some operators by name.
+        quantization : str or QuantPolicy, optional
+            Layers of the transformer kept in 8 bits: ``"fp8"``, ``"fp8_weight"``, or a policy.
+        offload : bool
+            Keep the blocks' weights in host memory and bring them to the device one after the
+            other. Same bytes, less device memory, more time.
         max_sessions : int
             Live sessions that may be open at once; one with ``parallel``.
         parallel : Parallel or Mesh, optional
             Spread every job over the processes that ``torchrun`` started. All of them make the same
             calls with the same arguments and get the same frames; files are written by rank 0. A
             :class:`.distributed.mesh.Mesh` of :func:`.open_mesh` sets the timeout, too.
+        loras : sequence of Lora
+            Additions merged into the transformer's weights.
+        revision : str, optional
+            Branch, tag or commit of a hub id; a full commit pins what is loaded.
+        offline : bool
+            Take a hub id from the local cache, connecting to nothing.
+        on_progress : callable, optional
+            Called with a :class:`LoadProgress` after every tensor.
 
         Raises
         ------
@@ -130,15 +153,19 @@ class Engine:
         ModelError
             Unknown model, or a folder that cannot be used.
         WeightsMismatch
-            A checkpoint does not hold exactly the tensors needed.
+            A checkpoint does not hold exactly the tensors needed, or a LoRA does not fit them.
+        MissingDependency
+            A hub id without the ``[hub]`` extra.
         InvalidArgument
             An unknown device or dtype.
         UnsupportedKernel
             A kernel implementation was asked for that cannot run here.
         """
         parts = load_pretrained(
-            model, device=device, dtype=dtype, kernels=kernels, parallel=parallel
-        )
+            model, device=device, dtype=dtype, kernels=kernels, parallel=parallel,
+            quantization=quantization, offload=offload, loras=loras,
+            revision=revision, offline=offline, on_progress=on_progress,
+        )  # fmt: skip
         return cls(parts, max_sessions=max_sessions)
 
     # ------------------------------------------------------------------------------------- jobs
@@ -342,7 +369,7 @@ class Engine:
                 f"{config.num_heads} heads, {config.condition_channels} condition channels",
                 f"video        {generation.width}x{generation.height} at {generation.fps} fps",
                 f"windows      {generation.window} latents, overlap {generation.overlap}",
-                f"weights      {parts.num_bytes / 2**20:.1f} MiB",
+                f"weights      {parts.num_bytes / 2**20:.1f} MiB{weights_note(parts.transformer)}",
                 *([f"mesh         {parts.mesh.describe()}"] if parts.mesh is not None else []),
                 parts.plan.describe(),
             ]
@@ -410,7 +437,8 @@ class Engine:
         if on_progress is None and self._speaks:
             bar = on_progress = ProgressBar()
         cancel = options.get("cancel")
-        session = Session(
+        kind = Session if settings.long_form == "blf" else ContinuationSession
+        session = kind(
             self._components,
             settings,
             portrait=portrait,
