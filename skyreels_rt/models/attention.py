@@ -19,7 +19,7 @@ from skyreels_rt.kernels import (
     dense_attention,
     qk_norm_rope,
 )
-from skyreels_rt.models.fp8_linear import shared_rows
+from skyreels_rt.models.fp8_linear import QuantizedRows, shared_rows
 
 KeysValues = tuple[Tensor, Tensor]
 """Keys and values ready for attention, shape (B, N, S, K) each."""
@@ -75,7 +75,7 @@ class SelfAttention(nn.Module):
         self.norm_k = RMSNorm(dim, eps=config.eps)
         self.eps = config.eps
 
-    def forward(self, x_BLD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(self, x_BLD: Tensor | QuantizedRows, cos: Tensor, sin: Tensor) -> Tensor:
         """Attention output before gate and residual, shape (B, L, D).
 
         Parameters
@@ -158,7 +158,7 @@ class CrossAttention(nn.Module):
 
     def forward(
         self,
-        x_BLD: Tensor,
+        x_BLD: Tensor | QuantizedRows,
         text: KeysValues,
         image: KeysValues | None,
         audio: SharedQueryAudio | None = None,
