@@ -240,7 +240,8 @@ def _translate(work: _Work, file: Path, component: str, map_name: str) -> None:
     folder = work.folder / component
     folder.mkdir(exist_ok=True)
     module = "skyreels_rt.conversion.unpickle"
-    command = [sys.executable, "-P", "-m", module, str(file.resolve()), str(folder), map_name]
+    # Not resolved: in a hub's cache the link has the suffix, its target has none.
+    command = [sys.executable, "-P", "-m", module, str(file.absolute()), str(folder), map_name]
     with subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as child:

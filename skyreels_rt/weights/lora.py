@@ -139,15 +139,18 @@ def _read(
         raise ModelError(f"{path}: no such file.", stage="load")
     found: dict[str, _Addition] = {}
     unknown: list[str] = []
+    misshaped: list[str] = []
     for name, entry in read_headers([path]).items():
         target, part = _target(name, by_underscores)
         if target not in shapes:
             unknown.append(name)
-        else:
-            found.setdefault(target, _Addition(lora)).parts[part] = entry
-    misshaped = [
-        fault for name, addition in found.items() for fault in _faults(name, addition, shapes[name])
-    ]
+            continue
+        parts = found.setdefault(target, _Addition(lora)).parts
+        if part in parts:
+            misshaped.append(f"{name}: {parts[part].name} says the same of {target}")
+        parts[part] = entry
+    for name, addition in found.items():
+        misshaped += _faults(name, addition, shapes[name])
     if unknown or misshaped or not found:
         raise _mismatch(path, unknown, misshaped)
     return found

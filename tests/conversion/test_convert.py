@@ -115,6 +115,24 @@ def test_a_converted_v3_model_talks(converted, portrait):
     assert (base != frames(speech, "a woman speaks")).any()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("long_form", ["blf", "continuation"])
+def test_a_converted_v3_model_talks_for_half_a_minute(converted, portrait, long_form):
+    """Through overlapping windows and through its published scheme of clips."""
+    engine = rt.Engine.from_pretrained(converted("skyreels-v3-a2v").folder)
+    speech = 0.1 * np.random.default_rng(2).standard_normal(30 * 16_000).astype(np.float32)
+    count, means = 0, []
+    for chunk in engine.stream(
+        speech, sample_rate=16_000, image=portrait, height=32, width=32, num_steps=1,
+        long_form=long_form,
+    ):  # fmt: skip
+        assert chunk.index == count
+        count += len(chunk.frames)
+        means.append(chunk.frames.mean())
+    assert count == 30 * 25
+    assert np.ptp(means) < 128  # it drifts to neither black nor white
+
+
 def test_fantasy_talking_hears(converted, portrait):
     engine = rt.Engine.from_pretrained(converted("fantasytalking").folder)
     speech = 0.1 * np.random.default_rng(1).standard_normal(16_000 // 2).astype(np.float32)
@@ -253,6 +271,25 @@ def test_the_runtime_names_the_command_for_a_release(releases):
     source, _ = releases("skyreels-v3-a2v")
     with pytest.raises(ModelError, match="skyreels-rt convert"):
         rt.Engine.from_pretrained(source)
+
+
+@pytest.mark.slow
+def test_a_release_in_the_hub_s_cache_converts(release, tmp_path):
+    """There every file is a link into a folder of blobs, whose names have no suffix."""
+    pickled = release / "Wan2.1_VAE.pth"
+    save_file(torch.load(pickled, weights_only=True), release / "Wan2.1_VAE.safetensors")
+    pickled.unlink()
+    repo = tmp_path / "models--a--b"
+    (repo / "blobs").mkdir(parents=True)
+    for number, file in enumerate(p for p in sorted(release.rglob("*")) if p.is_file()):
+        link = repo / "snapshots" / "commit" / file.relative_to(release)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        file.rename(repo / "blobs" / str(number))
+        link.symlink_to(repo / "blobs" / str(number))
+    made = convert(repo / "snapshots" / "commit", tmp_path / "model")
+    assert made.preset == "wan2.1-t2v"
+    assert not any(path.is_symlink() for path in made.folder.rglob("*"))
+    assert rt.Engine.from_pretrained(made.folder).components.vae is not None
 
 
 @pytest.mark.slow

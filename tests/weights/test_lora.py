@@ -136,6 +136,7 @@ def test_unknown_keys_are_reported(tmp_path, name):
         {"q.lora_down.weight": DOWN[0], "q.lora_up.weight": UP},
         {"q.lora_down.weight": DOWN, "q.lora_up.weight": UP, "q.alpha": torch.ones(2)},
         {"q.diff": DOWN},
+        {"q.lora_down.weight": DOWN, "q.lora_up.weight": UP, "q.lora_A.weight": DOWN.clone()},
     ],
 )
 def test_parts_that_do_not_fit_are_named(tmp_path, tensors):
