@@ -75,6 +75,7 @@ CANDIDATES: dict[str, tuple[Candidate, ...]] = {
     ),
     "quantize_rows": (Candidate(Impl.TRITON, "cuda", _FLOAT_OR_HALF),),
     "norm_modulate_quantize": (Candidate(Impl.TRITON, "cuda", _FLOAT_OR_HALF),),
+    "gate_residual_norm_modulate_quantize": (Candidate(Impl.TRITON, "cuda", _FLOAT_OR_HALF),),
     "rms_norm_silu": (
         Candidate(Impl.TRITON, "cuda", _FLOAT_OR_HALF),
         Candidate(Impl.CPP, "cpu", _FLOAT),
@@ -239,6 +240,7 @@ class KernelPlan:
     gate_residual_norm_modulate: Impl
     quantize_rows: Impl
     norm_modulate_quantize: Impl
+    gate_residual_norm_modulate_quantize: Impl
     rms_norm_silu: Impl
     audio_cross_attention: Impl
     absorbed_audio_attention: Impl

@@ -19,7 +19,7 @@ from skyreels_rt.kernels import (
     dense_attention,
     qk_norm_rope,
 )
-from skyreels_rt.models.fp8_linear import shared_rows
+from skyreels_rt.models.fp8_linear import QuantizedRows, shared_rows
 from skyreels_rt.models.token_shard import TokenShard
 
 KeysValues = tuple[Tensor, Tensor]
@@ -77,7 +77,11 @@ class SelfAttention(nn.Module):
         self.eps = config.eps
 
     def forward(
-        self, x_BLD: Tensor, cos: Tensor, sin: Tensor, shard: TokenShard | None = None
+        self,
+        x_BLD: Tensor | QuantizedRows,
+        cos: Tensor,
+        sin: Tensor,
+        shard: TokenShard | None = None,
     ) -> Tensor:
         """Attention output before gate and residual, shape (B, L, D).
 
@@ -163,7 +167,7 @@ class CrossAttention(nn.Module):
 
     def forward(
         self,
-        x_BLD: Tensor,
+        x_BLD: Tensor | QuantizedRows,
         text: KeysValues,
         image: KeysValues | None,
         audio: SharedQueryAudio | None = None,

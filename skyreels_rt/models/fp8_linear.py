@@ -110,9 +110,9 @@ def is_quantized(layer: nn.Module) -> bool:
     return isinstance(layer, Fp8Linear)
 
 
-def shared_rows(x: Tensor, *layers: nn.Module) -> Tensor | QuantizedRows:
+def shared_rows(x: Tensor | QuantizedRows, *layers: nn.Module) -> Tensor | QuantizedRows:
     """Quantise what several layers read once for all, if all of them multiply in e4m3."""
-    if not multiply_rows(*layers):
+    if isinstance(x, QuantizedRows) or not multiply_rows(*layers):
         return x
     first = cast("Fp8Linear", layers[0])
     return first.quantized(x)

@@ -23,6 +23,7 @@ from skyreels_rt.errors import InvalidArgument
 from skyreels_rt.kernels import (
     KernelPlan,
     gate_residual_norm_modulate,
+    gate_residual_norm_modulate_quantize,
     norm_modulate,
     norm_modulate_quantize,
     residual_apply,
@@ -80,20 +81,33 @@ class Affine:
     ----------
     weight, bias : Tensor, shape (B or 1, 1, D), float32
         From the modulation (adaLN) or a norm's own parameters.
+    quantized : bool
+        Whether what reads the result multiplies in 8 bits, and gets it so.
     """
 
     weight: Tensor
     bias: Tensor
+    quantized: bool = False
 
     @classmethod
-    def of_rows(cls, modulation: Tensor, first: int) -> Affine:
+    def of_rows(cls, modulation: Tensor, first: int, *readers: nn.Module) -> Affine:
         """Rows ``first`` (shift) and ``first + 1`` (1 + scale) of a modulation (B, rows, D)."""
-        return cls(modulation[:, first + 1 : first + 2], modulation[:, first : first + 1])
+        shift, scale = modulation[:, first : first + 1], modulation[:, first + 1 : first + 2]
+        return cls(scale, shift, bool(readers) and multiply_rows(*readers))
 
     @classmethod
-    def of_norm(cls, norm: nn.LayerNorm) -> Affine:
+    def of_norm(cls, norm: nn.LayerNorm, *readers: nn.Module) -> Affine:
         """A LayerNorm's own parameters."""
-        return cls(norm.weight.float()[None, None], norm.bias.float()[None, None])
+        weight, bias = norm.weight.float()[None, None], norm.bias.float()[None, None]
+        return cls(weight, bias, bool(readers) and multiply_rows(*readers))
+
+
+def normalised(x: Tensor, norm: Affine, eps: float, plan: KernelPlan) -> Tensor | QuantizedRows:
+    """Tokens (B, L, D) normalised, in 8 bits where ``norm`` says so."""
+    if norm.quantized:
+        impl = plan.norm_modulate_quantize
+        return QuantizedRows(*norm_modulate_quantize(x, norm.weight, norm.bias, eps=eps, impl=impl))
+    return norm_modulate(x, norm.weight, norm.bias, eps=eps, impl=plan.norm_modulate)
 
 
 class TransformerBlock(nn.Module):
@@ -124,14 +138,14 @@ class TransformerBlock(nn.Module):
     def forward(
         self,
         x_BLD: Tensor,
-        normed_BLD: Tensor,
+        normed_BLD: Tensor | QuantizedRows,
         modulation_B6D: Tensor,
         following: Affine,
         rope: tuple[Tensor, Tensor],
         context: ContextCache,
         index: int,
         shard: TokenShard | None = None,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor | QuantizedRows]:
         """Tokens after this block, and the same normalised for what follows, (B, L, D) each.
 
         Every residual addition is fused with the norm after it, also across blocks.
@@ -139,7 +153,7 @@ class TransformerBlock(nn.Module):
         Parameters
         ----------
         x_BLD, normed_BLD : Tensor, shape (B, L, D)
-            Video tokens, and the same normalised by this block's modulation.
+            Video tokens, and the same normalised by this block's modulation, or that in 8 bits.
         modulation_B6D : Tensor, shape (B, 6, D), float32
             This block's rows, as :meth:`SkyReelsTransformer.modulation` gives them.
         following : Affine
@@ -154,9 +168,10 @@ class TransformerBlock(nn.Module):
             The tokens' place among those of other ranks.
         """
         gate, ffn_gate = modulation_B6D[:, 2:3], modulation_B6D[:, 5:6]
-        ffn_norm = Affine.of_rows(modulation_B6D, 3)
+        ffn_norm = Affine.of_rows(modulation_B6D, 3, self.ffn[0])
         y = self.self_attn(normed_BLD, *rope, shard)
-        x, normed = self._add_and_norm(x_BLD, y, gate, Affine.of_norm(self.norm3))
+        text_norm = Affine.of_norm(self.norm3, self.cross_attn.q)
+        x, normed = self._add_and_norm(x_BLD, y, gate, text_norm)
         image = context.image[index] if context.image is not None else None
         audio = context.audio[index] if context.audio is not None else None
         if audio is None or isinstance(audio, SharedQueryAudio):
@@ -169,8 +184,13 @@ class TransformerBlock(nn.Module):
         return self._add_and_norm(x, self.ffn(heard), ffn_gate, following)
 
     def _hear(
-        self, x: Tensor, normed: Tensor, audio: OwnQueryAudio | SegmentedAudio, norm: Affine
+        self,
+        x: Tensor,
+        normed: Tensor | QuantizedRows,
+        audio: OwnQueryAudio | SegmentedAudio,
+        norm: Affine,
     ) -> tuple[Tensor, Tensor | QuantizedRows]:
+        assert isinstance(normed, Tensor)  # norm_x names no readers
         if isinstance(audio, SegmentedAudio):
             runs = (x.split(audio.lengths, dim=1), normed.split(audio.lengths, dim=1))
             heard = [self._hear(*run, norm) for run in zip(*runs, audio.contexts, strict=True)]
@@ -181,22 +201,17 @@ class TransformerBlock(nn.Module):
         if fold is None:
             return self._add_and_norm(x, attention(normed, audio), None, norm)
         x = attention.add(x, normed, fold)  # the matrix product adds for nothing
-        return x, self._norm_for_ffn(x, norm)
-
-    def _norm_for_ffn(self, x: Tensor, norm: Affine) -> Tensor | QuantizedRows:
-        """Normalised tokens, in 8 bits where the feed-forward reads them so."""
-        if multiply_rows(self.ffn[0]):
-            return QuantizedRows(
-                *norm_modulate_quantize(
-                    x, norm.weight, norm.bias,
-                    eps=self.eps, impl=self.plan.norm_modulate_quantize,
-                )
-            )  # fmt: skip
-        return norm_modulate(x, norm.weight, norm.bias, eps=self.eps, impl=self.plan.norm_modulate)
+        return x, normalised(x, norm, self.eps, self.plan)
 
     def _add_and_norm(
         self, x: Tensor, y: Tensor, gate: Tensor | None, norm: Affine
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor | QuantizedRows]:
+        if norm.quantized:
+            x, values, scales = gate_residual_norm_modulate_quantize(
+                x, y, gate, norm.weight, norm.bias,
+                eps=self.eps, impl=self.plan.gate_residual_norm_modulate_quantize,
+            )  # fmt: skip
+            return x, QuantizedRows(values, scales)
         return gate_residual_norm_modulate(
             x, y, gate, norm.weight, norm.bias,
             eps=self.eps, impl=self.plan.gate_residual_norm_modulate,
@@ -448,13 +463,17 @@ class SkyReelsTransformer(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Tokens behind all blocks, and the same normalised for the head."""
         modulations = self.modulation(self.time_projection(time_BD))
-        norms = [Affine.of_rows(rows, 0) for rows in modulations]
+        norms = [
+            Affine.of_rows(rows, 0, block.self_attn.q, block.self_attn.k, block.self_attn.v)
+            for rows, block in zip(modulations, self._blocks(), strict=True)
+        ]
         norms.append(self.head.norm(time_BD))
-        normed = self._norm(x_BLD, norms[0])
+        normed = normalised(x_BLD, norms[0], self.config.eps, self.plan)
         for index, block in enumerate(self._each_block()):
             x_BLD, normed = block(
                 x_BLD, normed, modulations[index], norms[index + 1], rope, context, index, shard
             )
+        assert isinstance(normed, Tensor)  # the head names no readers
         return x_BLD, normed
 
     def _embed_inputs(

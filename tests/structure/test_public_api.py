@@ -167,7 +167,8 @@ def test_kernel_names():
     assert sorted(kernels.__all__) == [
         "AttentionBackend", "AudioFold", "Impl", "KernelPlan", "absorbed_audio_attention",
         "audio_cross_attention", "blf_step", "blf_velocity", "dense_attention",
-        "fold_audio_projections", "frames_to_uint8", "gate_residual_norm_modulate", "norm_modulate",
-        "norm_modulate_quantize", "qk_norm_rope", "quantize_rows", "residual_apply",
+        "fold_audio_projections", "frames_to_uint8", "gate_residual_norm_modulate",
+        "gate_residual_norm_modulate_quantize", "norm_modulate", "norm_modulate_quantize",
+        "qk_norm_rope", "quantize_rows", "residual_apply",
         "residual_store", "rms_norm_silu", "teacache_gate",
     ]  # fmt: skip
