@@ -1,0 +1,527 @@
+"""Worker processes of one engine: started together, watched by a thread, ended together.
+
+Each worker has three pipes. *Requests* go down its standard input; when that ends (the engine
+closed, or its process is gone), the worker leaves at once. *Status* comes back as short lines: a
+sign of life twice a second with a count of the work done, and one reply to every request. *Data*
+(frames) comes from rank 0 alone, so that a slow reader never hides a status.
+
+The watching thread needs no collective to find a fault and none to end it: a worker that died, that
+is silent, or that gets no further ends the whole group by SIGKILL, which closes the pipes and so
+wakes whoever waits on them.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO, Final
+
+from numpy.typing import NDArray
+
+from skyreels_rt.distributed.messages import (
+    Message,
+    error_facts,
+    error_of,
+    parse_line,
+    read_message,
+    write_message,
+)
+from skyreels_rt.errors import (
+    AdmissionRefused,
+    InvalidArgument,
+    SessionStateError,
+    SkyReelsError,
+    WorkerDied,
+    WorkerFailed,
+    WorkerTimeout,
+)
+
+ALIVE_EVERY_S: Final = 0.5
+"""Seconds between a worker's signs of life."""
+
+START: Final = 0
+"""Number of the first request, which has ``start_s`` instead of ``step_s``."""
+
+_TICK_S = 0.2
+_GRACE_S = 5.0
+_LEAVE_S = 2.0
+_SECONDARY = ("peer_failed", "worker_failed")  # codes of what often follows another rank's error
+_OUT_OF_STEP = (*_SECONDARY, "out_of_memory")  # codes after which ranks may wait for each other
+
+
+@dataclass(frozen=True)
+class Timeouts:
+    """How long an engine waits for its workers.
+
+    Attributes
+    ----------
+    start_s : float
+        For the model to be loaded.
+    step_s : float
+        For a worker with a job to get further: one window's forward passes of a step, one decoded
+        latent. Time in which nobody takes finished frames does not count.
+    silence_s : float
+        For a sign of life, which an idle or slow worker gives, a stopped one not.
+
+    Raises
+    ------
+    InvalidArgument
+        A time is not positive.
+    """
+
+    start_s: float = 600.0
+    step_s: float = 30.0
+    silence_s: float = 10.0
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not isinstance(value, int | float) or not value > 0:
+                raise InvalidArgument(
+                    f"timeouts.{name}", expected="a positive number", got=repr(value)
+                )
+
+
+@dataclass(frozen=True)
+class RankStatus:
+    """What is known of one worker.
+
+    Attributes
+    ----------
+    rank, pid : int
+        Which one, and its process.
+    is_alive : bool
+        Whether the process runs.
+    work : int
+        Units of work it did so far.
+    silence_s : float
+        Seconds since its last sign of life.
+    error : str or None
+        Code of the error that its last reply held.
+    facts : dict
+        What else its last reply said.
+    """
+
+    rank: int
+    pid: int
+    is_alive: bool
+    work: int
+    silence_s: float
+    error: str | None
+    facts: Mapping[str, Any]
+
+
+@dataclass
+class _Worker:
+    """One process, its pipes, and what it said."""
+
+    rank: int
+    process: subprocess.Popen[bytes]
+    requests: BinaryIO
+    status: int
+    data: BinaryIO | None
+    tail: bytes = b""
+    work: int = 0
+    silence_s: float = 0.0
+    stall_s: float = 0.0
+    replied: int = -1  # number of the last request that it replied to
+    error: SkyReelsError | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def started(
+        cls, command: Sequence[str], rank: int, size: int, environment: Mapping[str, str]
+    ) -> _Worker:
+        status, status_end = os.pipe()
+        data, data_end = os.pipe()
+        try:
+            process = subprocess.Popen(
+                [
+                    *command, f"--rank={rank}", f"--size={size}",
+                    f"--status={status_end}", f"--data={data_end}",
+                ],
+                stdin=subprocess.PIPE,
+                stdout=2,  # our own standard output may be a video
+                pass_fds=(status_end, data_end),
+                env=environment,
+                start_new_session=True,  # Ctrl-C at a terminal is the engine's to handle
+            )  # fmt: skip
+        except BaseException:
+            os.close(status)
+            os.close(data)
+            raise
+        finally:
+            os.close(status_end)
+            os.close(data_end)
+        os.set_blocking(status, False)
+        assert process.stdin is not None
+        stream = os.fdopen(data, "rb") if rank == 0 else None
+        if stream is None:
+            os.close(data)
+        return cls(rank, process, process.stdin, status, stream)  # type: ignore[arg-type]
+
+    def read_status(self) -> None:
+        """Take in what came on the status pipe."""
+        with suppress(BlockingIOError):
+            *lines, self.tail = (self.tail + os.read(self.status, 1 << 16)).split(b"\n")
+            for line in lines:
+                self._take(parse_line(line))
+
+    def _take(self, message: Message) -> None:
+        self.silence_s = 0.0
+        if message.facts["work"] != self.work:
+            self.work, self.stall_s = message.facts["work"], 0.0
+        if message.kind == "done":
+            error = message.facts["error"]
+            self.error = None if error is None else error_of(error)
+            self.facts = message.facts["facts"]
+            self.replied = message.facts["request"]
+
+    def end(self, deadline: float) -> None:
+        """Let the process leave until ``deadline``, then kill it; close the pipes."""
+        with suppress(OSError):
+            self.requests.close()
+        try:
+            self.process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+class WorkerGroup:
+    """Workers that take the same requests, one at a time.
+
+    A group lives once: after a fault every call raises it.
+
+    Parameters
+    ----------
+    command : sequence of str
+        Program and arguments of a worker; ``--rank``, ``--size`` and the descriptors of its pipes
+        are added.
+    size : int
+        Number of workers.
+    timeouts : Timeouts
+        How long they may take.
+    environment : mapping of str to str
+        Of the workers.
+
+    Raises
+    ------
+    WorkerFailed
+        A process cannot be started.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        size: int,
+        *,
+        timeouts: Timeouts,
+        environment: Mapping[str, str],
+    ) -> None:
+        self.timeouts = timeouts
+        self._owner = os.getpid()
+        self._changed = threading.Condition()  # guards what follows, and what the workers said
+        self._fault: SkyReelsError | None = None
+        self._closed = self._reading = False
+        self._is_usable = True
+        self._request = -1  # number of the latest request
+        self._grace_s = 0.0  # since the first error of a reply, while others are missing
+        self._workers: list[_Worker] = []
+        self._sending = threading.Lock()
+        try:
+            for rank in range(size):
+                self._workers.append(_Worker.started(command, rank, size, environment))
+        except OSError as error:
+            self._end(patience_s=0.0)
+            raise WorkerFailed(f"A worker cannot be started: {error.strerror}.") from error
+        self._thread = threading.Thread(target=self._watch, name="skyreels-rt-watch", daemon=True)
+        self._thread.start()
+
+    @property
+    def size(self) -> int:
+        """Number of workers."""
+        return len(self._workers)
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether it takes further calls, or at least raises its own fault for them.
+
+        False after an error that left the workers out of step: the group was ended, and a new one
+        can do what is asked next.
+        """
+        return self._is_usable
+
+    def call(
+        self,
+        kind: str,
+        facts: Mapping[str, Any] | None = None,
+        arrays: Mapping[str, NDArray[Any]] | None = None,
+    ) -> Call:
+        """Send a request to every worker.
+
+        Raises
+        ------
+        AdmissionRefused
+            The request before it is not done.
+        WorkerDied, WorkerTimeout
+            A worker did, now or earlier.
+        SessionStateError
+            The group is closed.
+        """
+        with self._changed:
+            self._require_running()
+            if any(worker.replied != self._request for worker in self._workers):
+                raise AdmissionRefused(
+                    "The workers have another job at hand.",
+                    stage="worker",
+                    hint="They take one at a time: finish or close the other, or load one more.",
+                )
+            self._request += 1
+            self._grace_s = 0.0
+            for worker in self._workers:
+                worker.error, worker.facts, worker.stall_s = None, {}, 0.0
+            message = Message(kind, {"request": self._request, **(facts or {})}, arrays or {})
+        self._send(message)
+        return Call(self)
+
+    def cancel(self) -> None:
+        """Ask the workers to stop what they do; they reply as soon as they have."""
+        with self._changed:
+            if self._closed or self._fault is not None:
+                return
+        self._send(Message("cancel"))
+
+    def give_up(self) -> None:
+        """Let the workers be ended; the group can be replaced."""
+        with self._changed:
+            self._is_usable = self._fault is not None
+            self._changed.notify_all()
+
+    def status(self) -> tuple[RankStatus, ...]:
+        """What is known of each worker, in the order of ranks."""
+        with self._changed:
+            return tuple(
+                RankStatus(
+                    worker.rank,
+                    worker.process.pid,
+                    worker.process.returncode is None,
+                    worker.work,
+                    worker.silence_s,
+                    None if worker.error is None else worker.error.code,
+                    dict(worker.facts),
+                )
+                for worker in self._workers
+            )
+
+    def close(self) -> None:
+        """End all workers; every later call raises. Does nothing in a forked child."""
+        if os.getpid() != self._owner:
+            return
+        with self._changed:
+            if self._closed:
+                return
+            self._closed = True
+            self._changed.notify_all()
+        self._thread.join()
+        self._end(patience_s=_LEAVE_S)
+        for worker in self._workers:
+            os.close(worker.status)
+            if worker.data is not None and not self._reading:
+                worker.data.close()
+
+    # ---------------------------------------------------------------------------------- internals
+
+    def _send(self, message: Message) -> None:
+        """Write a message to every worker; a worker that is gone is the watching thread's matter."""
+        try:
+            with self._sending:
+                for worker in self._workers:
+                    write_message(worker.requests, message)
+        except (OSError, ValueError):  # a closed pipe is a ValueError
+            self._wait(lambda: not self._is_running())
+            with self._changed:
+                self._require_running()
+
+    def _is_running(self) -> bool:
+        return self._fault is None and self._is_usable and not self._closed
+
+    def _require_running(self) -> None:
+        """Raise what ended the group; the lock is held."""
+        if self._fault is not None:
+            raise error_of(error_facts(self._fault))  # a new one, with its own traceback
+        if self._closed or not self._is_usable:
+            raise SessionStateError("The workers were ended.", stage="worker")
+
+    def _wait(self, condition: Callable[[], bool]) -> None:
+        """Wait for what the watching thread brings about: a reply, or the end of the group."""
+        with self._changed:
+            while not condition():
+                # A timeout, so that Ctrl-C is seen at once on every platform.
+                self._changed.wait(1.0)
+
+    def _watch(self) -> None:
+        """Read status lines and judge the workers, until the group ends."""
+        with selectors.DefaultSelector() as selector:
+            for worker in self._workers:
+                selector.register(worker.status, selectors.EVENT_READ, worker)
+            before = time.monotonic()
+            while self._is_running():
+                events = selector.select(_TICK_S)
+                now = time.monotonic()
+                # Never much more than a tick: after a pause of this process (Ctrl-Z, a laptop's
+                # sleep) the workers have not been silent for as long as the clock says.
+                elapsed, before = min(now - before, 2 * _TICK_S), now
+                with self._changed:
+                    try:
+                        for key, _ in events:
+                            key.data.read_status()
+                        self._fault = self._found_fault(elapsed)
+                    except WorkerFailed as error:
+                        self._fault = error
+                    if self._fault is None and self._grace_s > _GRACE_S:
+                        self._is_usable = False
+                    self._changed.notify_all()
+                if events:
+                    time.sleep(0.01)  # an ended pipe stays readable until its process is gone, too
+        if not self._closed:
+            self._end(patience_s=0.0)
+
+    def _found_fault(self, elapsed: float) -> SkyReelsError | None:
+        """Judge every worker after ``elapsed`` more seconds; the lock is held."""
+        for worker in self._workers:
+            code = worker.process.poll()
+            if code is not None:
+                signal, exit_code = (-code, None) if code < 0 else (None, code)
+                return WorkerDied(worker.rank, signal, exit_code)
+        waiting = [worker for worker in self._workers if worker.replied != self._request]
+        is_starting = self._request == START and bool(waiting)
+        for worker in self._workers:
+            worker.silence_s += elapsed
+            if worker.silence_s > self.timeouts.silence_s and not is_starting:
+                return WorkerTimeout(worker.rank, worker.silence_s, "gave no sign of life")
+        if any(worker.error is not None for worker in self._workers) and waiting:
+            self._grace_s += elapsed
+        limit = self.timeouts.start_s if is_starting else self.timeouts.step_s
+        for worker in waiting:
+            worker.stall_s += elapsed if is_starting or self._reading else 0.0
+        stuck = [worker for worker in waiting if worker.stall_s > limit]
+        if stuck:
+            # Workers wait for each other: the one that is furthest behind holds up the others.
+            last = min(stuck, key=lambda worker: worker.work)
+            return WorkerTimeout(last.rank, last.stall_s, "got no further")
+        return None
+
+    def _end(self, *, patience_s: float) -> None:
+        """End every process and reap it."""
+        deadline = time.monotonic() + patience_s
+        for worker in self._workers:
+            if patience_s == 0.0:
+                worker.process.kill()
+            with suppress(OSError):
+                worker.requests.close()
+        for worker in self._workers:
+            worker.end(deadline)
+
+    def _messages(self) -> Iterator[Message]:
+        """What rank 0 sends for the request at hand, up to its end."""
+        stream = self._workers[0].data
+        assert stream is not None
+        while True:
+            with self._changed:
+                self._reading = True
+            try:
+                message = read_message(stream)
+            except BaseException:  # Ctrl-C: what follows of the message would be lost
+                self.give_up()
+                raise
+            finally:
+                with self._changed:
+                    self._reading = False
+            if message is None:
+                self._raise_outcome()
+                raise WorkerFailed("Worker 0 closed its pipe.", stage="worker")
+            if message.kind == "end":
+                return
+            yield message
+
+    def _raise_outcome(self) -> None:
+        """Wait for all replies, or the end of the group; raise what went wrong, if anything."""
+        request = self._request
+
+        def is_settled() -> bool:
+            done = all(worker.replied == request for worker in self._workers)
+            return done or not self._is_running()
+
+        with self._changed:
+            self._reading = True  # whoever waits for replies waits for the workers to get further
+        try:
+            self._wait(is_settled)
+        finally:
+            with self._changed:
+                self._reading = False
+        with self._changed:
+            if self._fault is not None:
+                self._require_running()
+            errors = [worker.error for worker in self._workers if worker.error is not None]
+            codes = {None if worker.error is None else worker.error.code for worker in self._workers}
+            if errors:
+                first = min(errors, key=lambda error: error.code in _SECONDARY)
+                if len(codes) > 1 or first.code in _OUT_OF_STEP:
+                    self.give_up()  # unless all refused alike, ranks may be at other exchanges
+                raise first
+            self._require_running()
+
+
+class Call:
+    """A request under way. Made by :meth:`WorkerGroup.call`."""
+
+    def __init__(self, group: WorkerGroup) -> None:
+        self._group = group
+        self._has_ended = False
+
+    def messages(self) -> Iterator[Message]:
+        """What rank 0 sends, up to its end; then :meth:`result` has what all said.
+
+        Raises
+        ------
+        WorkerDied, WorkerTimeout
+            A worker did; within moments, whatever the others do.
+        SkyReelsError
+            What the job raised in a worker.
+        """
+        if not self._has_ended:
+            yield from self._group._messages()
+            self._has_ended = True
+
+    def result(self) -> Mapping[str, Any]:
+        """What rank 0 replied, once every rank has.
+
+        Raises
+        ------
+        WorkerDied, WorkerTimeout
+            A worker did.
+        SkyReelsError
+            What the request raised in a worker: the error of the lowest rank that failed by itself.
+        """
+        for _ in self.messages():
+            pass
+        self._group._raise_outcome()
+        return self._group.status()[0].facts
+
+    def abandon(self) -> None:
+        """Stop the job and wait until every rank has; end the group if that takes long."""
+        timer = threading.Timer(_GRACE_S, self._group.give_up)
+        timer.start()
+        try:
+            self._group.cancel()
+            self.result()
+        except SkyReelsError:
+            pass  # it was given up, whatever it met
+        finally:
+            timer.cancel()
