@@ -113,7 +113,7 @@ def generate(
         engine = Engine.from_pretrained(
             model, device=device, dtype=dtype, kernels=cast("Plan", kernels)
         )
-        if engine.components.name == TINY_NAME:
+        if engine.facts.name == TINY_NAME:
             console.print(f"{TINY_NAME}: random weights, the picture will be noise", style="dim")
         summary = _generate_with_bar(engine, output, audio, options)
         console.print(
@@ -438,8 +438,6 @@ def _write_generate_report(path: Path, engine: Engine, summary: GenerationSummar
     """Write the report of one job in the shared format."""
     import resource
 
-    import torch
-
     from skyreels_rt.job import settings_facts
     from skyreels_rt.report import Report, Row
 
@@ -457,12 +455,12 @@ def _write_generate_report(path: Path, engine: Engine, summary: GenerationSummar
     ]
     Report(
         command=command_line(),
-        device=str(engine.components.device),
-        threads=torch.get_num_threads(),
-        kernel_plan=engine.components.plan.to_json(),
+        device=engine.facts.device,
+        threads=engine.facts.threads,
+        kernel_plan=engine.facts.kernel_plan,
         rows=rows,
         details={
-            "model": engine.components.name,
+            "model": engine.facts.name,
             "settings": settings_facts(summary.settings),
             "steps": [
                 {"start": run.start, "stop": run.stop, "windows": run.windows, "computed": run.text}

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Unpack
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, Unpack, overload
 
 import numpy as np
 import torch
@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 from skyreels_rt.audio.resample import ResampledAudio
 from skyreels_rt.components import Components
+from skyreels_rt.distributed.parallel import Parallel
+from skyreels_rt.distributed.workers import Timeouts
 from skyreels_rt.errors import AdmissionRefused, InvalidArgument
 from skyreels_rt.estimate import estimate_job
 from skyreels_rt.job import JobSettings, settings_of
@@ -24,9 +26,7 @@ from skyreels_rt.live.session import LiveSession, LiveSettings
 from skyreels_rt.live.snapshot import pack_snapshot, unpack_snapshot
 from skyreels_rt.media.audio_file import open_audio
 from skyreels_rt.media.encoder import AAC_SAMPLE_RATES
-from skyreels_rt.media.video import Video
-from skyreels_rt.media.video_writer import VideoWriter
-from skyreels_rt.offline import GenerationSummary, OfflineJob
+from skyreels_rt.offline import OfflineJob
 from skyreels_rt.options import GenerateOptions, LiveOptions, resolve_live, resolve_settings
 from skyreels_rt.pretrained import load_pretrained
 from skyreels_rt.progress import ProgressBar
@@ -35,7 +35,12 @@ from skyreels_rt.runtime.metrics import EngineMetrics
 from skyreels_rt.runtime.turns import Gate, Turns
 from skyreels_rt.scene import load_portrait, load_scene
 from skyreels_rt.session import Session
-from skyreels_rt.types import FrameChunk
+from skyreels_rt.video_maker import EngineFacts, VideoMaker
+
+if TYPE_CHECKING:
+    from skyreels_rt.worker_engine import WorkerEngine
+
+Kernels: TypeAlias = Literal["auto", "reference"] | Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,7 @@ class Health:
         return self.num_sessions < self.max_sessions
 
 
-class Engine:
+class Engine(VideoMaker):
     """A loaded model.
 
     Immutable and shared: every job has a :class:`Session` of its own for what changes.
@@ -85,16 +90,46 @@ class Engine:
         self._gate = Gate(max_sessions)
         self._sessions: weakref.WeakSet[LiveSession] = weakref.WeakSet()
 
+    @overload
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path,
+        *,
+        device: str | torch.device = ...,
+        devices: None = None,
+        dtype: str | torch.dtype = ...,
+        kernels: Kernels = ...,
+        max_sessions: int = ...,
+        parallel: Parallel | None = ...,
+    ) -> Engine: ...
+
+    @overload
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path,
+        *,
+        devices: Sequence[str | torch.device],
+        dtype: str | torch.dtype = ...,
+        kernels: Kernels = ...,
+        parallel: Parallel | None = ...,
+        timeouts: Timeouts | None = ...,
+    ) -> WorkerEngine: ...
+
     @classmethod
     def from_pretrained(
         cls,
         model: str | Path,
         *,
         device: str | torch.device = "auto",
+        devices: Sequence[str | torch.device] | None = None,
         dtype: str | torch.dtype = "auto",
-        kernels: Literal["auto", "reference"] | Mapping[str, str] = "auto",
+        kernels: Kernels = "auto",
         max_sessions: int = 64,
-    ) -> Engine:
+        parallel: Parallel | None = None,
+        timeouts: Timeouts | None = None,
+    ) -> Engine | WorkerEngine:
         """Load a model.
 
         Parameters
@@ -104,6 +139,9 @@ class Engine:
             ``"tiny-random"``: a seeded random model of the real topology.
         device : str or torch.device
             ``"auto"`` is CUDA where there is one, else the CPU.
+        devices : sequence of str, optional
+            Instead of ``device``: the engine starts a process for each and watches over them, see
+            :class:`.worker_engine.WorkerEngine`.
         dtype : str or torch.dtype
             ``"auto"`` is bfloat16 on CUDA, float32 on the CPU; weights stored in bfloat16 stay so
             on a CPU with AMX.
@@ -111,6 +149,10 @@ class Engine:
             ``"auto"``, ``"reference"``, or an implementation for some operators by name.
         max_sessions : int
             Live sessions that may be open at once.
+        parallel : Parallel, optional
+            How a job is spread over the processes.
+        timeouts : Timeouts, optional
+            How long the processes of ``devices`` may take.
 
         Raises
         ------
@@ -123,99 +165,49 @@ class Engine:
         UnsupportedKernel
             A kernel implementation was asked for that cannot run here.
         """
+        if devices is not None:
+            from skyreels_rt.worker_engine import WorkerEngine
+
+            return WorkerEngine(
+                model,
+                devices=devices,
+                parallel=parallel,
+                dtype=dtype,
+                kernels=kernels,
+                timeouts=timeouts,
+            )
         parts = load_pretrained(model, device=device, dtype=dtype, kernels=kernels)
         return cls(parts, max_sessions=max_sessions)
 
     # ------------------------------------------------------------------------------------- jobs
 
-    def generate(
-        self,
-        audio: str | Path | NDArray[Any],
-        **options: Unpack[GenerateOptions],
-    ) -> Video:
-        """Make a talking video and hold it in memory.
+    def open_job(self, audio: str | Path | NDArray[Any], options: GenerateOptions) -> OfflineJob:
+        """Check every input, in the order a caller would fix them, and open a session.
 
-        Parameters
-        ----------
-        audio : path or ndarray, shape (S,) or (S, channels)
-            Speech; an array needs ``sample_rate``.
-        **options
-            See :class:`GenerateOptions`. Give ``image``, ``video``, both, or only a ``prompt``.
-
-        Returns
-        -------
-        Video
-            Frames, sound and ``save``. For long jobs use :meth:`generate_file` or :meth:`stream`.
-
-        Raises
-        ------
-        SkyReelsError
-            A typed error for every unusable input; see :mod:`skyreels_rt.errors`.
+        Takes and raises the same as :meth:`generate`.
         """
-        with self._job(audio, options) as job:
-            chunks = list(job.chunks())
-            return Video(
-                frames=np.concatenate([chunk.frames for chunk in chunks]),
-                audio=np.concatenate([chunk.audio for chunk in chunks]),
-                sample_rate=job.audio.sample_rate,
-                fps=job.settings.fps,
-                steps=job.session.steps,
-            )
-
-    def stream(
-        self, audio: str | Path | NDArray[Any], **options: Unpack[GenerateOptions]
-    ) -> Iterator[FrameChunk]:
-        """Make a talking video and yield it chunk by chunk, in constant memory.
-
-        Takes and raises the same as :meth:`generate`; the inputs are checked before the first
-        chunk is asked for.
-        """
-        job = self._job(audio, options)
-
-        def chunks() -> Iterator[FrameChunk]:
-            with job:
-                yield from job.chunks()
-
-        return chunks()
-
-    def generate_file(
-        self,
-        path: str | Path,
-        audio: str | Path | NDArray[Any],
-        **options: Unpack[GenerateOptions],
-    ) -> GenerationSummary:
-        """Make a talking video straight into an MP4 file, in constant memory.
-
-        Takes and raises the same as :meth:`generate`, and :class:`OutputError` when ``path`` cannot
-        be written. Until the job is done nothing exists under ``path``.
-
-        Returns
-        -------
-        GenerationSummary
-        """
-        start = time.perf_counter()
-        with self._job(audio, options) as job:
-            settings = job.settings
-            with VideoWriter(
-                path,
-                fps=settings.fps,
-                height=settings.height,
-                width=settings.width,
-                sample_rate=job.audio.sample_rate,
-                channels=job.audio.channels,
-            ) as writer:
-                for chunk in job.chunks():
-                    with job.session.clock.measure("encode"):
-                        writer.write(chunk.frames, chunk.audio)
-            return GenerationSummary(
-                num_frames=job.session.num_frames_done,
-                fps=settings.fps,
-                seed=settings.seed,
-                seconds=time.perf_counter() - start,
-                stage_seconds=dict(job.session.clock.seconds),
-                settings=settings,
-                steps=job.session.steps,
-            )
+        settings = resolve_settings(self._components, options)
+        source_audio = open_audio(audio, options.get("sample_rate"))
+        num_samples, rate = source_audio.num_samples, source_audio.sample_rate
+        if rate not in AAC_SAMPLE_RATES:
+            source_audio = ResampledAudio(source_audio, 48_000)
+        portrait, source = load_scene(self._components, settings, options)
+        bar = None
+        on_progress = options.get("on_progress")
+        if on_progress is None:
+            bar = on_progress = ProgressBar()
+        cancel = options.get("cancel")
+        session = Session(
+            self._components,
+            settings,
+            portrait=portrait,
+            source=source,
+            expected_frames=-(-num_samples * settings.fps // rate) if num_samples else None,
+            on_progress=on_progress,
+            is_cancelled=cancel.is_set if cancel is not None else None,
+            turns=self._turns,
+        )
+        return OfflineJob(source_audio, session, settings, bar)
 
     # ------------------------------------------------------------------------------------- live
 
@@ -359,36 +351,18 @@ class Engine:
         return self._metrics.text()
 
     @property
+    def facts(self) -> EngineFacts:
+        """Model, device and kernels, for reports."""
+        parts = self._components
+        plan = parts.plan.to_json()
+        return EngineFacts(parts.name, str(parts.device), torch.get_num_threads(), plan)
+
+    @property
     def components(self) -> Components:
         """The frozen parts of the loaded model."""
         return self._components
 
     # --------------------------------------------------------------------------------- internals
-
-    def _job(self, audio: str | Path | NDArray[Any], options: GenerateOptions) -> OfflineJob:
-        """Check every input, in the order a caller would fix them, and open a session."""
-        settings = resolve_settings(self._components, options)
-        source_audio = open_audio(audio, options.get("sample_rate"))
-        num_samples, rate = source_audio.num_samples, source_audio.sample_rate
-        if rate not in AAC_SAMPLE_RATES:
-            source_audio = ResampledAudio(source_audio, 48_000)
-        portrait, source = load_scene(self._components, settings, options)
-        bar = None
-        on_progress = options.get("on_progress")
-        if on_progress is None:
-            bar = on_progress = ProgressBar()
-        cancel = options.get("cancel")
-        session = Session(
-            self._components,
-            settings,
-            portrait=portrait,
-            source=source,
-            expected_frames=-(-num_samples * settings.fps // rate) if num_samples else None,
-            on_progress=on_progress,
-            is_cancelled=cancel.is_set if cancel is not None else None,
-            turns=self._turns,
-        )
-        return OfflineJob(source_audio, session, settings, bar)
 
     def _live(
         self,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 from skyreels_rt.errors import MediaError
 from skyreels_rt.job import JobSettings
 from skyreels_rt.media.audio_file import AudioSource
 from skyreels_rt.progress import ProgressBar
 from skyreels_rt.runtime.step_cache import StepRun
+from skyreels_rt.runtime.timing import StageClock
 from skyreels_rt.session import Session
 from skyreels_rt.types import FrameChunk
 
@@ -48,14 +50,83 @@ class GenerationSummary:
         return self.seconds * self.fps / self.num_frames
 
 
+class Job(Protocol):
+    """An open job; leaving its ``with`` block ends it.
+
+    Attributes
+    ----------
+    settings : JobSettings
+        Resolved options.
+    sample_rate, channels : int
+        Of the sound that goes with the frames.
+    clock : StageClock
+        Seconds by stage so far.
+    steps : tuple of StepRun
+        Which steps the windows denoised so far computed.
+    num_frames_done : int
+        Frames made so far.
+    """
+
+    @property
+    def settings(self) -> JobSettings: ...  # noqa: D102
+
+    @property
+    def sample_rate(self) -> int: ...  # noqa: D102
+
+    @property
+    def channels(self) -> int: ...  # noqa: D102
+
+    @property
+    def clock(self) -> StageClock: ...  # noqa: D102
+
+    @property
+    def steps(self) -> tuple[StepRun, ...]: ...  # noqa: D102
+
+    @property
+    def num_frames_done(self) -> int: ...  # noqa: D102
+
+    def chunks(self) -> Iterator[FrameChunk]:
+        """Finished frames, chunk by chunk."""
+        ...
+
+    def __enter__(self) -> Job: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
 @dataclass
 class OfflineJob:
-    """An open session and the speech that drives it; closes both."""
+    """An open session and the speech that drives it; closes both. A :class:`Job`."""
 
     audio: AudioSource
     session: Session
     settings: JobSettings
     bar: ProgressBar | None
+
+    @property
+    def sample_rate(self) -> int:
+        """Of the speech."""
+        return self.audio.sample_rate
+
+    @property
+    def channels(self) -> int:
+        """Of the speech."""
+        return self.audio.channels
+
+    @property
+    def clock(self) -> StageClock:
+        """Of the session."""
+        return self.session.clock
+
+    @property
+    def steps(self) -> tuple[StepRun, ...]:
+        """Of the session."""
+        return self.session.steps
+
+    @property
+    def num_frames_done(self) -> int:
+        """Of the session."""
+        return self.session.num_frames_done
 
     def chunks(self) -> Iterator[FrameChunk]:
         """Push the speech block by block and yield what becomes ready."""

@@ -1,6 +1,6 @@
-"""What the engine and its workers say to each other: a line of JSON, then raw arrays.
+r"""What the engine and its workers say to each other: a line of JSON, then raw arrays.
 
-    {"kind": "chunk", "index": 8, "arrays": [["frames", "uint8", [4, 64, 64, 3]], ...]}\\n
+    {"kind": "chunk", "index": 8, "arrays": [["frames", "uint8", [4, 64, 64, 3]], ...]}\n
     <the bytes of each array, in that order>
 
 Nothing is pickled, and nothing in a message names code: errors travel by the ``code`` of their
@@ -69,7 +69,7 @@ def write_message(stream: BinaryIO, message: Message) -> None:
     stream.write(json.dumps(line).encode() + b"\n")
     for array in arrays.values():
         if array.size:
-            stream.write(memoryview(array).cast("B"))
+            stream.write(array.data.cast("B"))
     stream.flush()
 
 
@@ -196,7 +196,7 @@ def pack_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, 
     return facts, arrays
 
 
-def _plain(name: str, value: object) -> Any:
+def _plain(name: str, value: object) -> object:
     """JSON data of one option."""
     if name in FILE_OPTIONS and isinstance(value, str | Path) and value not in MASK_NAMES:
         return str(Path(value).absolute())

@@ -14,13 +14,12 @@ from __future__ import annotations
 
 import os
 import selectors
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import Any, BinaryIO, Final
+from dataclasses import dataclass
+from typing import Any, Final
 
 from numpy.typing import NDArray
 
@@ -28,10 +27,10 @@ from skyreels_rt.distributed.messages import (
     Message,
     error_facts,
     error_of,
-    parse_line,
     read_message,
     write_message,
 )
+from skyreels_rt.distributed.worker_process import WorkerProcess
 from skyreels_rt.errors import (
     AdmissionRefused,
     InvalidArgument,
@@ -41,9 +40,6 @@ from skyreels_rt.errors import (
     WorkerFailed,
     WorkerTimeout,
 )
-
-ALIVE_EVERY_S: Final = 0.5
-"""Seconds between a worker's signs of life."""
 
 START: Final = 0
 """Number of the first request, which has ``start_s`` instead of ``step_s``."""
@@ -103,8 +99,8 @@ class RankStatus:
         Seconds since its last sign of life.
     error : str or None
         Code of the error that its last reply held.
-    facts : dict
-        What else its last reply said.
+    usage : dict
+        What its last request took: ``seconds``, and ``peak_rss`` in bytes, of its whole life.
     """
 
     rank: int
@@ -113,84 +109,7 @@ class RankStatus:
     work: int
     silence_s: float
     error: str | None
-    facts: Mapping[str, Any]
-
-
-@dataclass
-class _Worker:
-    """One process, its pipes, and what it said."""
-
-    rank: int
-    process: subprocess.Popen[bytes]
-    requests: BinaryIO
-    status: int
-    data: BinaryIO | None
-    tail: bytes = b""
-    work: int = 0
-    silence_s: float = 0.0
-    stall_s: float = 0.0
-    replied: int = -1  # number of the last request that it replied to
-    error: SkyReelsError | None = None
-    facts: Mapping[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def started(
-        cls, command: Sequence[str], rank: int, size: int, environment: Mapping[str, str]
-    ) -> _Worker:
-        status, status_end = os.pipe()
-        data, data_end = os.pipe()
-        try:
-            process = subprocess.Popen(
-                [
-                    *command, f"--rank={rank}", f"--size={size}",
-                    f"--status={status_end}", f"--data={data_end}",
-                ],
-                stdin=subprocess.PIPE,
-                stdout=2,  # our own standard output may be a video
-                pass_fds=(status_end, data_end),
-                env=environment,
-                start_new_session=True,  # Ctrl-C at a terminal is the engine's to handle
-            )  # fmt: skip
-        except BaseException:
-            os.close(status)
-            os.close(data)
-            raise
-        finally:
-            os.close(status_end)
-            os.close(data_end)
-        os.set_blocking(status, False)
-        assert process.stdin is not None
-        stream = os.fdopen(data, "rb") if rank == 0 else None
-        if stream is None:
-            os.close(data)
-        return cls(rank, process, process.stdin, status, stream)  # type: ignore[arg-type]
-
-    def read_status(self) -> None:
-        """Take in what came on the status pipe."""
-        with suppress(BlockingIOError):
-            *lines, self.tail = (self.tail + os.read(self.status, 1 << 16)).split(b"\n")
-            for line in lines:
-                self._take(parse_line(line))
-
-    def _take(self, message: Message) -> None:
-        self.silence_s = 0.0
-        if message.facts["work"] != self.work:
-            self.work, self.stall_s = message.facts["work"], 0.0
-        if message.kind == "done":
-            error = message.facts["error"]
-            self.error = None if error is None else error_of(error)
-            self.facts = message.facts["facts"]
-            self.replied = message.facts["request"]
-
-    def end(self, deadline: float) -> None:
-        """Let the process leave until ``deadline``, then kill it; close the pipes."""
-        with suppress(OSError):
-            self.requests.close()
-        try:
-            self.process.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+    usage: Mapping[str, float]
 
 
 class WorkerGroup:
@@ -232,11 +151,11 @@ class WorkerGroup:
         self._is_usable = True
         self._request = -1  # number of the latest request
         self._grace_s = 0.0  # since the first error of a reply, while others are missing
-        self._workers: list[_Worker] = []
+        self._workers: list[WorkerProcess] = []
         self._sending = threading.Lock()
         try:
             for rank in range(size):
-                self._workers.append(_Worker.started(command, rank, size, environment))
+                self._workers.append(WorkerProcess.started(command, rank, size, environment))
         except OSError as error:
             self._end(patience_s=0.0)
             raise WorkerFailed(f"A worker cannot be started: {error.strerror}.") from error
@@ -285,7 +204,7 @@ class WorkerGroup:
             self._request += 1
             self._grace_s = 0.0
             for worker in self._workers:
-                worker.error, worker.facts, worker.stall_s = None, {}, 0.0
+                worker.error, worker.answer, worker.stall_s = None, None, 0.0
             message = Message(kind, {"request": self._request, **(facts or {})}, arrays or {})
         self._send(message)
         return Call(self)
@@ -314,7 +233,7 @@ class WorkerGroup:
                     worker.work,
                     worker.silence_s,
                     None if worker.error is None else worker.error.code,
-                    dict(worker.facts),
+                    dict(worker.usage),
                 )
                 for worker in self._workers
             )
@@ -338,7 +257,7 @@ class WorkerGroup:
     # ---------------------------------------------------------------------------------- internals
 
     def _send(self, message: Message) -> None:
-        """Write a message to every worker; a worker that is gone is the watching thread's matter."""
+        """Write a message to every worker; one that is gone is the watching thread's matter."""
         try:
             with self._sending:
                 for worker in self._workers:
@@ -444,13 +363,13 @@ class WorkerGroup:
                 with self._changed:
                     self._reading = False
             if message is None:
-                self._raise_outcome()
+                self._outcome()
                 raise WorkerFailed("Worker 0 closed its pipe.", stage="worker")
             if message.kind == "end":
                 return
             yield message
 
-    def _raise_outcome(self) -> None:
+    def _outcome(self) -> Mapping[str, Any]:
         """Wait for all replies, or the end of the group; raise what went wrong, if anything."""
         request = self._request
 
@@ -469,13 +388,14 @@ class WorkerGroup:
             if self._fault is not None:
                 self._require_running()
             errors = [worker.error for worker in self._workers if worker.error is not None]
-            codes = {None if worker.error is None else worker.error.code for worker in self._workers}
             if errors:
                 first = min(errors, key=lambda error: error.code in _SECONDARY)
-                if len(codes) > 1 or first.code in _OUT_OF_STEP:
+                alike = len(errors) == self.size and len({error.code for error in errors}) == 1
+                if not alike or first.code in _OUT_OF_STEP:
                     self.give_up()  # unless all refused alike, ranks may be at other exchanges
                 raise first
             self._require_running()
+            return self._workers[0].answer or {}
 
 
 class Call:
@@ -511,8 +431,11 @@ class Call:
         """
         for _ in self.messages():
             pass
-        self._group._raise_outcome()
-        return self._group.status()[0].facts
+        return self._group._outcome()
+
+    def cancel(self) -> None:
+        """Ask the workers to stop; :meth:`messages` or :meth:`result` then raises Cancelled."""
+        self._group.cancel()
 
     def abandon(self) -> None:
         """Stop the job and wait until every rank has; end the group if that takes long."""
