@@ -148,6 +148,31 @@ class AdmissionRefused(SkyReelsError, RuntimeError):
     code = "admission_refused"
 
 
+class InvalidMesh(InvalidArgument):
+    """Ranks, model and job do not fit the requested axes.
+
+    Attributes
+    ----------
+    suggestions : tuple of str
+        The nearest that fit, such as ``"window=2,ulysses=2"``.
+    """
+
+    code = "invalid_mesh"
+
+    def __init__(
+        self, argument: str, *, expected: str, got: object, suggestions: tuple[str, ...] = ()
+    ) -> None:
+        hint = f"Nearest that fit: {'; '.join(suggestions)}." if suggestions else None
+        super().__init__(argument, expected=expected, got=got, stage="mesh", hint=hint)
+        self.suggestions = suggestions
+
+
+class PeerFailed(SkyReelsError, RuntimeError):
+    """Another rank of the mesh left, or did not answer in time; the mesh is of no more use."""
+
+    code = "peer_failed"
+
+
 class OutputError(SkyReelsError, OSError):
     """The output file cannot be written; nothing is left under its final name."""
 

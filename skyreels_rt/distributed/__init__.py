@@ -1,1 +1,1 @@
-"""Work spread over ranks: the mesh, its exchanges, and what each axis does."""
+"""Work spread over ranks: the mesh, what travels on each of its axes, and how much."""

@@ -6,7 +6,8 @@ Source of the shape: MeiGen-AI/MultiTalk ``wan/modules/multitalk_model.py`` (``A
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -21,11 +22,43 @@ from skyreels_rt.kernels import (
     audio_cross_attention,
     fold_audio_projections,
 )
+from skyreels_rt.models.token_shard import FrameSegment
 from skyreels_rt.runtime.memory import keeps_audio_fold
 from skyreels_rt.types import Timeline
 
 AudioContext = tuple[Tensor, Tensor] | AudioFold
 """What a block attends to: keys and values (B, F, M, D), or the projections folded into them."""
+
+
+@dataclass(frozen=True)
+class SegmentedAudio:
+    """What a block attends to where a rank holds only some of a window's tokens.
+
+    Attributes
+    ----------
+    lengths : tuple of int
+        Tokens of each segment (:func:`skyreels_rt.models.token_shard.frame_segments`).
+    contexts : tuple of AudioContext
+        Audio of each segment's frames.
+    """
+
+    lengths: tuple[int, ...]
+    contexts: tuple[AudioContext, ...]
+
+    @classmethod
+    def of_frames(cls, context: AudioContext, segments: Sequence[FrameSegment]) -> SegmentedAudio:
+        """Cut the context of the frames that ``segments`` touch; views."""
+        first = segments[0].first_frame
+        frames = [slice(s.first_frame - first, s.stop_frame - first) for s in segments]
+        cuts: tuple[AudioContext, ...]
+        if isinstance(context, AudioFold):
+            m, c, u = context.m, context.c, context.u
+            cuts = tuple(AudioFold(m[:, f], c[:, f], u[:, f], context.tokens) for f in frames)
+        else:
+            keys, values = context
+            cuts = tuple((keys[:, f], values[:, f]) for f in frames)
+        return cls(tuple(s.num_tokens for s in segments), cuts)
+
 
 FeatureReader = Callable[[int, int], Tensor]
 """``read(first_frame, stop_frame)`` -> features (n, S, L, D); frames before 0 repeat frame 0."""

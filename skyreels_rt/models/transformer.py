@@ -27,8 +27,15 @@ from skyreels_rt.kernels import (
     residual_store,
 )
 from skyreels_rt.models.attention import CrossAttention, KeysValues, SelfAttention
-from skyreels_rt.models.audio_adapter import AudioContext, AudioCrossAttention, AudioPacker
+from skyreels_rt.models.audio_adapter import (
+    AudioContext,
+    AudioCrossAttention,
+    AudioPacker,
+    SegmentedAudio,
+)
+from skyreels_rt.models.image_embedding import ImageEmbedding
 from skyreels_rt.models.rope import rope_tables
+from skyreels_rt.models.token_shard import TokenShard, frame_segments
 
 SIGMA_FLOOR = 1e-3
 """Least noise level that a clean prediction is divided by."""
@@ -50,12 +57,13 @@ class ContextCache:
     image : tuple of KeysValues or None
         Portrait tokens of the image branch.
     audio : tuple of AudioContext or None
-        Audio tokens; None runs the blocks without their audio part.
+        Audio tokens; None runs the blocks without their audio part. Cut into segments where a rank
+        holds only some of the video tokens.
     """
 
     text: tuple[KeysValues, ...]
     image: tuple[KeysValues, ...] | None = None
-    audio: tuple[AudioContext, ...] | None = None
+    audio: tuple[AudioContext | SegmentedAudio, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -151,6 +159,7 @@ class TransformerBlock(nn.Module):
         rope: tuple[Tensor, Tensor],
         context: ContextCache,
         index: int,
+        shard: TokenShard | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Tokens after this block, and the same normalised for what follows, (B, L, D) each.
 
@@ -170,10 +179,12 @@ class TransformerBlock(nn.Module):
             Keys and values of all blocks.
         index : int
             This block's entry in ``context``.
+        shard : TokenShard, optional
+            The tokens' place among those of other ranks.
         """
         gate, ffn_gate = modulation_B6D[:, 2:3], modulation_B6D[:, 5:6]
         ffn_norm = Affine.of_rows(modulation_B6D, 3)
-        y = self.self_attn(normed_BLD, *rope)
+        y = self.self_attn(normed_BLD, *rope, shard)
         x, normed = self._add_and_norm(x_BLD, y, gate, Affine.of_norm(self.norm3))
         image = context.image[index] if context.image is not None else None
         y = self.cross_attn(normed, context.text[index], image)
@@ -185,8 +196,13 @@ class TransformerBlock(nn.Module):
         return self._add_and_norm(x, self.ffn(normed), ffn_gate, following)
 
     def _hear(
-        self, x: Tensor, normed: Tensor, audio: AudioContext, norm: Affine
+        self, x: Tensor, normed: Tensor, audio: AudioContext | SegmentedAudio, norm: Affine
     ) -> tuple[Tensor, Tensor]:
+        if isinstance(audio, SegmentedAudio):
+            runs = (x.split(audio.lengths, dim=1), normed.split(audio.lengths, dim=1))
+            heard = [self._hear(*run, norm) for run in zip(*runs, audio.contexts, strict=True)]
+            xs, norms = zip(*heard, strict=True)
+            return torch.cat(xs, dim=1), torch.cat(norms, dim=1)
         attention = self.audio_cross_attn
         fold = attention.fold(audio)
         if fold is None:
@@ -204,31 +220,6 @@ class TransformerBlock(nn.Module):
             x, y, gate, norm.weight, norm.bias,
             eps=self.eps, impl=self.plan.gate_residual_norm_modulate,
         )  # fmt: skip
-
-
-class ImageEmbedding(nn.Module):
-    """Projects the image encoder's tokens to the model's width (Wan's ``MLPProj``).
-
-    Parameters
-    ----------
-    image_dim, dim : int
-        Widths in and out.
-    """
-
-    def __init__(self, image_dim: int, dim: int) -> None:
-        super().__init__()
-        self.proj = nn.Sequential(
-            nn.LayerNorm(image_dim),
-            nn.Linear(image_dim, image_dim),
-            nn.GELU(),
-            nn.Linear(image_dim, dim),
-            nn.LayerNorm(dim),
-        )
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """(B, S, image_dim) -> (B, S, D)."""
-        out: Tensor = self.proj(tokens)
-        return out
 
 
 class Head(nn.Module):
@@ -344,8 +335,10 @@ class SkyReelsTransformer(nn.Module):
         context = self.img_emb(image_embeds.to(self.device, self.dtype))
         return tuple(block.cross_attn.image_keys_values(context) for block in self._blocks())
 
-    def audio_context(self, tokens_BFMC: Tensor) -> tuple[AudioContext, ...]:
-        """What every block attends to of audio tokens (B, F, M, C).
+    def audio_context(
+        self, tokens_BFMC: Tensor, shard: TokenShard | None = None
+    ) -> tuple[AudioContext | SegmentedAudio, ...]:
+        """What every block attends to of audio tokens (B, F, M, C); with a shard, of its frames.
 
         Raises
         ------
@@ -357,7 +350,12 @@ class SkyReelsTransformer(nn.Module):
                 "audio", expected="a model with an audio adapter", got="a model without one"
             )
         tokens = tokens_BFMC.to(self.device, self.dtype)
-        return tuple(block.audio_cross_attn.context(tokens) for block in self._blocks())
+        if shard is None:
+            return tuple(block.audio_cross_attn.context(tokens) for block in self._blocks())
+        cuts = frame_segments(shard.start, shard.stop, shard.num_tokens // tokens.shape[1])
+        tokens = tokens[:, cuts[0].first_frame : cuts[-1].stop_frame]
+        contexts = (block.audio_cross_attn.context(tokens) for block in self._blocks())
+        return tuple(SegmentedAudio.of_frames(context, cuts) for context in contexts)
 
     def rope(self, frames: int, height: int, width: int) -> tuple[Tensor, Tensor]:
         """Rotary tables for a window of ``frames x height x width`` latents."""
@@ -379,6 +377,7 @@ class SkyReelsTransformer(nn.Module):
         *,
         reuse: Tensor | None = None,
         keep: Tensor | None = None,
+        shard: TokenShard | None = None,
     ) -> Tensor:
         """Velocity of a window.
 
@@ -397,6 +396,9 @@ class SkyReelsTransformer(nn.Module):
             ``context`` nor ``rope``.
         keep : Tensor, shape (B, L, D), the model's dtype, optional
             Overwritten with what the blocks added, for a later ``reuse``.
+        shard : TokenShard, optional
+            Tokens that this rank computes; ``context``, ``reuse`` and ``keep`` are of those alone.
+            Every rank gets the whole velocity.
 
         Returns
         -------
@@ -404,19 +406,23 @@ class SkyReelsTransformer(nn.Module):
             In the model's dtype.
         """
         _, _, frames, height, width = latents_BCFHW.shape
-        x_BLD = self._embed_inputs(latents_BCFHW, timestep)
+        x_BLD = self._embed_inputs(latents_BCFHW, timestep, shard)
         time_BD = self._embed_time(timestep)
         if reuse is not None:
             x_BLD = residual_apply(x_BLD, reuse, impl=self.plan.residual_apply)
             normed = self._norm(x_BLD, self.head.norm(time_BD))
         else:
-            rope = self.rope(frames, height, width) if rope is None else rope
+            cos, sin = self.rope(frames, height, width) if rope is None else rope
+            own = slice(None) if shard is None else slice(shard.start, shard.stop)
             if keep is not None:
                 keep.copy_(x_BLD)  # the blocks overwrite their input
-            x_BLD, normed = self._run_blocks(x_BLD, time_BD, context, rope)
+            x_BLD, normed = self._run_blocks(x_BLD, time_BD, context, (cos[own], sin[own]), shard)
             if keep is not None:
                 residual_store(keep, x_BLD, keep, impl=self.plan.residual_store)
-        output = self._join_patches(self.head(normed), frames, height, width)
+        patches = self.head(normed)
+        if shard is not None:
+            patches = shard.gather(patches)
+        output = self._join_patches(patches, frames, height, width)
         if self.config.prediction == "velocity":
             return output
         return self._velocity_from_residual(output, latents_BCFHW, timestep)
@@ -449,6 +455,7 @@ class SkyReelsTransformer(nn.Module):
         time_BD: Tensor,
         context: ContextCache,
         rope: tuple[Tensor, Tensor],
+        shard: TokenShard | None,
     ) -> tuple[Tensor, Tensor]:
         """Tokens behind all blocks, and the same normalised for the head."""
         modulations = self.modulation(self.time_projection(time_BD))
@@ -457,15 +464,17 @@ class SkyReelsTransformer(nn.Module):
         normed = self._norm(x_BLD, norms[0])
         for index, block in enumerate(self.blocks):
             x_BLD, normed = block(
-                x_BLD, normed, modulations[index], norms[index + 1], rope, context, index
+                x_BLD, normed, modulations[index], norms[index + 1], rope, context, index, shard
             )
         return x_BLD, normed
 
-    def _embed_inputs(self, latents: Tensor, timestep: Tensor) -> Tensor:
-        """Tokens (B, L, D) that enter the blocks."""
+    def _embed_inputs(
+        self, latents: Tensor, timestep: Tensor, shard: TokenShard | None = None
+    ) -> Tensor:
+        """Tokens (B, L, D) that enter the blocks; with a shard, its own."""
         if self.config.prediction == "reference_residual":
             latents = self._with_residual_estimate(latents, timestep)
-        return self._embed_patches(latents.to(self.dtype))
+        return self._embed_patches(latents.to(self.dtype), shard)
 
     def _embed_time(self, timestep: Tensor) -> Tensor:
         time = sinusoid(timestep.to(self.device), self.config.freq_dim)
@@ -516,7 +525,7 @@ class SkyReelsTransformer(nn.Module):
     def _blocks(self) -> list[TransformerBlock]:
         return [block for block in self.blocks if isinstance(block, TransformerBlock)]
 
-    def _embed_patches(self, latents: Tensor) -> Tensor:
+    def _embed_patches(self, latents: Tensor, shard: TokenShard | None) -> Tensor:
         """(B, C, F, H, W) -> tokens (B, L, D) in (frame, row, column) order."""
         batch, channels, frames, height, width = latents.shape
         patch_t, patch_h, patch_w = self.config.patch_size
@@ -531,6 +540,8 @@ class SkyReelsTransformer(nn.Module):
             patch_w,
         ).permute(0, 2, 4, 6, 1, 3, 5, 7)
         patches = patches.reshape(batch, -1, self.patch_values)
+        if shard is not None:
+            patches = patches[:, shard.start : shard.stop]
         return F.linear(patches, self.patch_embedding.weight.flatten(1), self.patch_embedding.bias)
 
     def _join_patches(self, x: Tensor, frames: int, height: int, width: int) -> Tensor:
