@@ -215,7 +215,7 @@ def test_an_abandoned_job_that_does_not_stop_ends_the_group(group, monkeypatch):
 
 def test_a_closed_group_leaves_no_descriptor_and_no_thread():
     def held():
-        return len(os.listdir("/proc/self/fd")), threading.active_count()
+        return len(list(Path("/proc/self/fd").iterdir())), threading.active_count()
 
     before = held()
     for _ in range(2):
