@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -16,6 +17,7 @@ from rich.table import Table
 from skyreels_rt import cli_live
 from skyreels_rt.terminal import (
     Device,
+    Devices,
     Dtype,
     JsonFile,
     Kernels,
@@ -23,17 +25,18 @@ from skyreels_rt.terminal import (
     Plan,
     command_line,
     console,
+    device_list,
     errors_as_exit_codes,
     report_table,
 )
 
 if TYPE_CHECKING:
-    from skyreels_rt.engine import Engine
     from skyreels_rt.offline import GenerationSummary
     from skyreels_rt.options import GenerateOptions
     from skyreels_rt.runtime.magcache import MagCache
     from skyreels_rt.runtime.teacache import TeaCache
     from skyreels_rt.types import Progress as JobProgress
+    from skyreels_rt.video_maker import VideoMaker
 
 app = typer.Typer(
     help="Talking portraits from speech.", no_args_is_help=True, pretty_exceptions_enable=False
@@ -77,6 +80,7 @@ def generate(
     horizon: Annotated[int | None, typer.Option(help="BLF windows denoised together.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
     device: Device = "auto",
+    devices: Devices = None,
     dtype: Dtype = "auto",
     kernels: Kernels = "auto",
     teacache: Teacache = None,
@@ -110,9 +114,15 @@ def generate(
 
         if json_file is not None:
             require_writable(json_file)
-        engine = Engine.from_pretrained(
-            model, device=device, dtype=dtype, kernels=cast("Plan", kernels)
-        )
+        engine: VideoMaker
+        if devices is None:
+            engine = Engine.from_pretrained(
+                model, device=device, dtype=dtype, kernels=cast("Plan", kernels)
+            )
+        else:
+            engine = Engine.from_pretrained(
+                model, devices=device_list(devices), dtype=dtype, kernels=cast("Plan", kernels)
+            )
         if engine.facts.name == TINY_NAME:
             console.print(f"{TINY_NAME}: random weights, the picture will be noise", style="dim")
         summary = _generate_with_bar(engine, output, audio, options)
@@ -417,7 +427,7 @@ def _bar() -> Progress:
 
 
 def _generate_with_bar(
-    engine: Engine, output: Path, audio: str, options: dict[str, Any]
+    engine: VideoMaker, output: Path, audio: str, options: dict[str, Any]
 ) -> GenerationSummary:
     """Run the job with a rich progress bar."""
     with _bar() as bar:
@@ -434,7 +444,7 @@ def _generate_with_bar(
         return engine.generate_file(output, audio, **given)
 
 
-def _write_generate_report(path: Path, engine: Engine, summary: GenerationSummary) -> None:
+def _write_generate_report(path: Path, engine: VideoMaker, summary: GenerationSummary) -> None:
     """Write the report of one job in the shared format."""
     import resource
 
@@ -466,6 +476,7 @@ def _write_generate_report(path: Path, engine: Engine, summary: GenerationSummar
                 {"start": run.start, "stop": run.stop, "windows": run.windows, "computed": run.text}
                 for run in summary.steps
             ],
+            "ranks": [asdict(one) for one in engine.workers],
         },
     ).write(path)
 

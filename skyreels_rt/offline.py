@@ -51,43 +51,34 @@ class GenerationSummary:
 
 
 class Job(Protocol):
-    """An open job; leaving its ``with`` block ends it.
-
-    Attributes
-    ----------
-    settings : JobSettings
-        Resolved options.
-    sample_rate, channels : int
-        Of the sound that goes with the frames.
-    clock : StageClock
-        Seconds by stage so far.
-    steps : tuple of StepRun
-        Which steps the windows denoised so far computed.
-    num_frames_done : int
-        Frames made so far.
-    """
+    """An open job; leaving its ``with`` block ends it."""
 
     @property
-    def settings(self) -> JobSettings: ...  # noqa: D102
+    def settings(self) -> JobSettings:
+        """Resolved options."""
 
     @property
-    def sample_rate(self) -> int: ...  # noqa: D102
+    def sample_rate(self) -> int:
+        """Of the sound that goes with the frames, in Hz."""
 
     @property
-    def channels(self) -> int: ...  # noqa: D102
+    def channels(self) -> int:
+        """Of that sound."""
 
     @property
-    def clock(self) -> StageClock: ...  # noqa: D102
+    def clock(self) -> StageClock:
+        """Seconds by stage so far."""
 
     @property
-    def steps(self) -> tuple[StepRun, ...]: ...  # noqa: D102
+    def steps(self) -> tuple[StepRun, ...]:
+        """Which steps the windows denoised so far computed."""
 
     @property
-    def num_frames_done(self) -> int: ...  # noqa: D102
+    def num_frames_done(self) -> int:
+        """Frames made so far."""
 
     def chunks(self) -> Iterator[FrameChunk]:
-        """Finished frames, chunk by chunk."""
-        ...
+        """Finished frames, one chunk per latent."""
 
     def __enter__(self) -> Job: ...
 

@@ -12,6 +12,7 @@ from typing import Any, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
+from skyreels_rt.distributed.workers import RankStatus
 from skyreels_rt.media.video import Video
 from skyreels_rt.media.video_writer import VideoWriter
 from skyreels_rt.offline import GenerationSummary, Job
@@ -48,6 +49,11 @@ class VideoMaker(ABC):
     @abstractmethod
     def facts(self) -> EngineFacts:
         """Model, device and kernels, for reports."""
+
+    @property
+    def workers(self) -> tuple[RankStatus, ...]:
+        """What is known of each worker process; none where there are none."""
+        return ()
 
     @abstractmethod
     def open_job(self, audio: str | Path | NDArray[Any], options: GenerateOptions) -> Job:

@@ -14,7 +14,7 @@ NAMES = [
     "Interruption",
     "LiveOptions", "LiveSession", "MagCache", "MemoryEstimate", "Parallel", "Progress",
     "SkyReelsError",
-    "StepMask", "TeaCache", "Video", "__version__",
+    "StepMask", "TeaCache", "Timeouts", "Video", "WorkerEngine", "__version__",
 ]  # fmt: skip
 
 AUDIO = "(self, audio: 'str | Path | NDArray[Any]', **options: 'Unpack[GenerateOptions]')"
@@ -26,20 +26,26 @@ ENGINE = {
     ),
     "from_pretrained": (
         "(model: 'str | Path', *, device: 'str | torch.device' = 'auto', "
-        "dtype: 'str | torch.dtype' = 'auto', "
-        "kernels: \"Literal['auto', 'reference'] | Mapping[str, str]\" = 'auto', "
-        "max_sessions: 'int' = 64) -> 'Engine'"
+        "devices: 'Sequence[str | torch.device] | None' = None, "
+        "dtype: 'str | torch.dtype' = 'auto', kernels: 'Kernels' = 'auto', "
+        "max_sessions: 'int' = 64, parallel: 'Parallel | None' = None, "
+        "timeouts: 'Timeouts | None' = None) -> 'Engine | WorkerEngine'"
     ),
+    "facts": None,
     "generate": f"{AUDIO} -> 'Video'",
     "generate_file": AUDIO.replace("(self, ", "(self, path: 'str | Path', ")
     + " -> 'GenerationSummary'",
     "health": "(self) -> 'Health'",
     "metrics": "(self) -> 'str'",
+    "open_job": (
+        "(self, audio: 'str | Path | NDArray[Any]', options: 'GenerateOptions') -> 'OfflineJob'"
+    ),
     "open_session": "(self, **options: 'Unpack[LiveOptions]') -> 'LiveSession'",
     "restore_session": (
         "(self, snapshot: 'bytes | str | Path', **options: 'Unpack[LiveOptions]') -> 'LiveSession'"
     ),
     "warmup": "(self) -> 'float'",
+    "workers": None,
     "stream": f"{AUDIO} -> 'Iterator[FrameChunk]'",
 }
 
@@ -54,7 +60,7 @@ GENERATE_FLAGS = {
     "--negative-prompt", "--steps",
     "--guidance-form", "--text-guidance-scale", "--audio-guidance-scale", "--solver",
     "--shift", "--height", "--width", "--horizon", "--seed", "--device", "--dtype", "--kernels",
-    "--json", "--teacache", "--magcache",
+    "--json", "--teacache", "--magcache", "--devices",
 }  # fmt: skip
 
 LIVE_OPTIONS = (OPTIONS - {"cancel", "on_progress", "sample_rate"}) | {
@@ -69,6 +75,9 @@ ERRORS = {
     "MissingDependency": "missing_dependency", "ModelError": "model",
     "NonFinite": "non_finite", "OutputError": "output", "SkyReelsError": "error",
     "UnsupportedKernel": "unsupported_kernel", "WeightsMismatch": "weights_mismatch",
+    "InvalidMesh": "invalid_mesh", "PeerFailed": "peer_failed", "OutOfMemory": "out_of_memory",
+    "WorkerDied": "worker_died", "WorkerFailed": "worker_failed",
+    "WorkerTimeout": "worker_timeout",
 }  # fmt: skip
 
 
