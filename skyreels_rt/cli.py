@@ -28,9 +28,11 @@ from skyreels_rt.terminal import (
     device_list,
     errors_as_exit_codes,
     report_table,
+    requested_axes,
 )
 
 if TYPE_CHECKING:
+    from skyreels_rt.distributed.parallel import Parallel
     from skyreels_rt.offline import GenerationSummary
     from skyreels_rt.options import GenerateOptions
     from skyreels_rt.runtime.magcache import MagCache
@@ -85,6 +87,10 @@ def generate(
     kernels: Kernels = "auto",
     teacache: Teacache = None,
     magcache: Magcache = None,
+    parallel: Annotated[
+        str | None,
+        typer.Option(help='With --devices or torchrun: axes such as "window=2,ulysses=2".'),
+    ] = None,
     json_file: JsonFile = None,
 ) -> None:
     """Make a talking video from speech and a portrait, a source video or a prompt."""
@@ -106,7 +112,6 @@ def generate(
         "seed": seed,
     }
     with errors_as_exit_codes():
-        from skyreels_rt.engine import Engine
         from skyreels_rt.pretrained import TINY_NAME
         from skyreels_rt.report import require_writable
 
@@ -114,15 +119,7 @@ def generate(
 
         if json_file is not None:
             require_writable(json_file)
-        engine: VideoMaker
-        if devices is None:
-            engine = Engine.from_pretrained(
-                model, device=device, dtype=dtype, kernels=cast("Plan", kernels)
-            )
-        else:
-            engine = Engine.from_pretrained(
-                model, devices=device_list(devices), dtype=dtype, kernels=cast("Plan", kernels)
-            )
+        engine = _open_engine(model, device, devices, dtype, kernels, requested_axes(parallel))
         if engine.facts.name == TINY_NAME:
             console.print(f"{TINY_NAME}: random weights, the picture will be noise", style="dim")
         summary = _generate_with_bar(engine, output, audio, options)
@@ -132,8 +129,9 @@ def generate(
             markup=False,
             soft_wrap=True,
         )
-        if json_file is not None:
+        if json_file is not None and engine.writes_files:
             _write_generate_report(json_file, engine, summary)
+        engine.close()
 
 
 @app.command()
@@ -424,6 +422,28 @@ def _bar() -> Progress:
         transient=True,
         disable=not console.is_terminal,
     )
+
+
+def _open_engine(
+    model: str,
+    device: str,
+    devices: str | None,
+    dtype: str,
+    kernels: str,
+    parallel: Parallel | None,
+) -> VideoMaker:
+    """Engine in this process, or of worker processes where ``devices`` names them."""
+    from skyreels_rt.engine import Engine
+
+    plan = cast("Plan", kernels)
+    if devices is None:
+        return Engine.from_pretrained(
+            model, device=device, dtype=dtype, kernels=plan, parallel=parallel
+        )
+    return Engine.from_pretrained(
+        model, device=device, devices=device_list(devices), dtype=dtype, kernels=plan,
+        parallel=parallel,
+    )  # fmt: skip
 
 
 def _generate_with_bar(

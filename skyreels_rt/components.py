@@ -30,6 +30,7 @@ from skyreels_rt.config import (
     read_json,
     write_json,
 )
+from skyreels_rt.distributed.mesh import Mesh
 from skyreels_rt.errors import ModelError
 from skyreels_rt.kernels import KernelPlan
 from skyreels_rt.models.image_encoder import ClipImageEncoder, build_clip_vision
@@ -95,6 +96,8 @@ class Components:
         Kernel implementations in use.
     calibration : StepCalibration or None
         What ``skyreels-rt calibrate`` measured, for step caches.
+    mesh : Mesh or None
+        Ranks that every job is spread over; None for one process.
     """
 
     name: str
@@ -109,6 +112,7 @@ class Components:
     dtype: torch.dtype
     plan: KernelPlan
     calibration: StepCalibration | None = None
+    mesh: Mesh | None = None
     _step_plans: dict[tuple[StepCache, tuple[float, ...]], StepPlan] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )

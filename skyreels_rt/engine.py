@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from skyreels_rt.audio.resample import ResampledAudio
 from skyreels_rt.components import Components
+from skyreels_rt.distributed.mesh import Mesh
 from skyreels_rt.distributed.parallel import Parallel
 from skyreels_rt.distributed.workers import Timeouts
 from skyreels_rt.errors import AdmissionRefused, InvalidArgument
@@ -87,7 +88,8 @@ class Engine(VideoMaker):
         self._components = components
         self._metrics = EngineMetrics()
         self._turns = Turns(self._metrics.queue_seconds.observe)
-        self._gate = Gate(max_sessions)
+        # Over a mesh every rank must compute the same things in the same order.
+        self._gate = Gate(1 if components.mesh is not None else max_sessions)
         self._sessions: weakref.WeakSet[LiveSession] = weakref.WeakSet()
 
     @overload
@@ -97,11 +99,11 @@ class Engine(VideoMaker):
         model: str | Path,
         *,
         device: str | torch.device = ...,
-        devices: None = None,
+        devices: None = ...,
         dtype: str | torch.dtype = ...,
         kernels: Kernels = ...,
         max_sessions: int = ...,
-        parallel: Parallel | None = ...,
+        parallel: Parallel | Mesh | None = ...,
     ) -> Engine: ...
 
     @overload
@@ -110,6 +112,7 @@ class Engine(VideoMaker):
         cls,
         model: str | Path,
         *,
+        device: str | torch.device = ...,
         devices: Sequence[str | torch.device],
         dtype: str | torch.dtype = ...,
         kernels: Kernels = ...,
@@ -127,7 +130,7 @@ class Engine(VideoMaker):
         dtype: str | torch.dtype = "auto",
         kernels: Kernels = "auto",
         max_sessions: int = 64,
-        parallel: Parallel | None = None,
+        parallel: Parallel | Mesh | None = None,
         timeouts: Timeouts | None = None,
     ) -> Engine | WorkerEngine:
         """Load a model.
@@ -140,7 +143,7 @@ class Engine(VideoMaker):
         device : str or torch.device
             ``"auto"`` is CUDA where there is one, else the CPU.
         devices : sequence of str, optional
-            Instead of ``device``: the engine starts a process for each and watches over them, see
+            Beside ``device="auto"``: the engine starts a process on each and watches over them, see
             :class:`.worker_engine.WorkerEngine`.
         dtype : str or torch.dtype
             ``"auto"`` is bfloat16 on CUDA, float32 on the CPU; weights stored in bfloat16 stay so
@@ -148,14 +151,21 @@ class Engine(VideoMaker):
         kernels : str or dict
             ``"auto"``, ``"reference"``, or an implementation for some operators by name.
         max_sessions : int
-            Live sessions that may be open at once.
-        parallel : Parallel, optional
-            How a job is spread over the processes.
+            Live sessions that may be open at once; one with ``parallel``.
+        parallel : Parallel or Mesh, optional
+            Spread every job over the processes of ``devices``, or over those that ``torchrun``
+            started. Under ``torchrun`` all of them make the same calls with the same arguments and
+            get the same frames; files are written by rank 0. A :class:`.distributed.mesh.Mesh` of
+            :func:`.open_mesh` sets the timeout, too.
         timeouts : Timeouts, optional
             How long the processes of ``devices`` may take.
 
         Raises
         ------
+        InvalidMesh
+            ``parallel`` does not fit the number of processes or the model.
+        PeerFailed, WorkerDied, WorkerTimeout
+            Another process left, or did not come.
         ModelError
             Unknown model, or a folder that cannot be used.
         WeightsMismatch
@@ -168,6 +178,8 @@ class Engine(VideoMaker):
         if devices is not None:
             from skyreels_rt.worker_engine import WorkerEngine
 
+            if device != "auto":
+                raise InvalidArgument("device", expected="none beside devices", got=device)
             return WorkerEngine(
                 model,
                 devices=devices,
@@ -176,7 +188,9 @@ class Engine(VideoMaker):
                 kernels=kernels,
                 timeouts=timeouts,
             )
-        parts = load_pretrained(model, device=device, dtype=dtype, kernels=kernels)
+        parts = load_pretrained(
+            model, device=device, dtype=dtype, kernels=kernels, parallel=parallel
+        )
         return cls(parts, max_sessions=max_sessions)
 
     # ------------------------------------------------------------------------------------- jobs
@@ -194,7 +208,7 @@ class Engine(VideoMaker):
         portrait, source = load_scene(self._components, settings, options)
         bar = None
         on_progress = options.get("on_progress")
-        if on_progress is None:
+        if on_progress is None and self.writes_files:
             bar = on_progress = ProgressBar()
         cancel = options.get("cancel")
         session = Session(
@@ -314,6 +328,7 @@ class Engine(VideoMaker):
                 f"video        {generation.width}x{generation.height} at {generation.fps} fps",
                 f"windows      {generation.window} latents, overlap {generation.overlap}",
                 f"weights      {parts.num_bytes / 2**20:.1f} MiB",
+                *([f"mesh         {parts.mesh.describe()}"] if parts.mesh is not None else []),
                 parts.plan.describe(),
             ]
         )
@@ -361,6 +376,21 @@ class Engine(VideoMaker):
     def components(self) -> Components:
         """The frozen parts of the loaded model."""
         return self._components
+
+    @property
+    def mesh(self) -> Mesh | None:
+        """Ranks that jobs are spread over; None for one process."""
+        return self._components.mesh
+
+    @property
+    def writes_files(self) -> bool:
+        """Whether this process writes files and shows progress; under ``torchrun`` rank 0 does."""
+        return self.mesh is None or self.mesh.is_writer
+
+    def close(self) -> None:
+        """Leave the group of processes; each of them must call it. Alone it does nothing."""
+        if self.mesh is not None:
+            self.mesh.close()
 
     # --------------------------------------------------------------------------------- internals
 

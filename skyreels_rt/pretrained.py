@@ -10,6 +10,9 @@ from typing import Literal
 import torch
 
 from skyreels_rt.components import Components, load_components, stored_transformer_dtype
+from skyreels_rt.distributed.fit import require_heads
+from skyreels_rt.distributed.mesh import Mesh, open_mesh, rank_device
+from skyreels_rt.distributed.parallel import Parallel
 from skyreels_rt.errors import ModelError
 from skyreels_rt.kernels import KernelPlan
 from skyreels_rt.runtime.device import resolve_device, resolve_dtype
@@ -34,9 +37,25 @@ def load_pretrained(
     device: str | torch.device,
     dtype: str | torch.dtype,
     kernels: Literal["auto", "reference"] | Mapping[str, str],
+    parallel: Parallel | Mesh | None = None,
 ) -> Components:
     """Parts of a model; takes and raises what :meth:`Engine.from_pretrained` does."""
-    where = resolve_device(device)
+    if parallel is None:
+        return _load(model, resolve_device(device), dtype, kernels)
+    where = resolve_device(rank_device(device))
+    mesh = parallel if isinstance(parallel, Mesh) else open_mesh(parallel, where)
+    parts = _load(model, mesh.device, dtype, kernels)
+    require_heads(mesh.parallel, parts.transformer.config.num_heads)
+    mesh.wait_for_all()
+    return replace(parts, mesh=mesh)
+
+
+def _load(
+    model: str | Path,
+    where: torch.device,
+    dtype: str | torch.dtype,
+    kernels: Literal["auto", "reference"] | Mapping[str, str],
+) -> Components:
     kind = resolve_dtype(dtype, where)
     if str(model) == TINY_NAME:
         from skyreels_rt.testing.tiny import tiny_components

@@ -14,7 +14,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from skyreels_rt.errors import SkyReelsError
+from skyreels_rt.distributed.parallel import Parallel
+from skyreels_rt.env import launched_rank
+from skyreels_rt.errors import PeerFailed, SkyReelsError
 
 if TYPE_CHECKING:
     from skyreels_rt.report import Report
@@ -59,12 +61,36 @@ def command_line() -> str:
     return shlex.join(["skyreels-rt", *sys.argv[1:]])
 
 
+def requested_axes(text: str | None) -> Parallel | None:
+    """Axes that ``--parallel`` names; None for one process without it.
+
+    Among the processes that ``torchrun`` started only the first goes on speaking.
+
+    Raises
+    ------
+    InvalidArgument
+        The text has another form.
+    """
+    place = launched_rank()
+    if place is not None and place.rank > 0:
+        console.quiet = True
+    if text is None and (place is None or place.world_size == 1):
+        return None
+    return Parallel.from_text(text or "")
+
+
 @contextmanager
 def errors_as_exit_codes() -> Iterator[None]:
     """Typed errors become one sentence on stderr and exit code 2; Ctrl-C becomes 130."""
     try:
         yield
     except SkyReelsError as error:
+        if (
+            console.quiet
+        ):  # another rank than the one that speaks: what went wrong may be here alone
+            place = launched_rank()
+            console.quiet = isinstance(error, PeerFailed)
+            console.print(f"[dim]rank {place.rank if place else '?'}:[/] ", end="")
         console.print(f"[bold red]error[/] [dim]({error.code})[/] ", end="")
         console.print(str(error), markup=False, soft_wrap=True)
         raise typer.Exit(EXIT_INPUT) from None

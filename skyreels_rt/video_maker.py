@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack
@@ -54,6 +55,15 @@ class VideoMaker(ABC):
     def workers(self) -> tuple[RankStatus, ...]:
         """What is known of each worker process; none where there are none."""
         return ()
+
+    @property
+    def writes_files(self) -> bool:
+        """Whether this process is the one that writes files."""
+        return True
+
+    @abstractmethod
+    def close(self) -> None:
+        """End what the engine started, processes and groups of them; it is of no more use."""
 
     @abstractmethod
     def open_job(self, audio: str | Path | NDArray[Any], options: GenerateOptions) -> Job:
@@ -130,17 +140,11 @@ class VideoMaker(ABC):
         start = time.perf_counter()
         with self.open_job(audio, options) as job:
             settings = job.settings
-            with VideoWriter(
-                path,
-                fps=settings.fps,
-                height=settings.height,
-                width=settings.width,
-                sample_rate=job.sample_rate,
-                channels=job.channels,
-            ) as writer:
+            with _writer(path, job) if self.writes_files else nullcontext() as writer:
                 for chunk in job.chunks():
-                    with job.clock.measure("encode"):
-                        writer.write(chunk.frames, chunk.audio)
+                    if writer is not None:
+                        with job.clock.measure("encode"):
+                            writer.write(chunk.frames, chunk.audio)
             return GenerationSummary(
                 num_frames=job.num_frames_done,
                 fps=settings.fps,
@@ -150,3 +154,14 @@ class VideoMaker(ABC):
                 settings=settings,
                 steps=job.steps,
             )
+
+
+def _writer(path: str | Path, job: Job) -> VideoWriter:
+    return VideoWriter(
+        path,
+        fps=job.settings.fps,
+        height=job.settings.height,
+        width=job.settings.width,
+        sample_rate=job.sample_rate,
+        channels=job.channels,
+    )

@@ -105,17 +105,20 @@ class _Worker:
         }
         while True:
             request = self._inbox.get()
-            begin, answer, error = time.perf_counter(), None, None
+            begin, sent, answer, error = time.perf_counter(), self._sent_bytes(), None, None
             try:
                 answer = calls[request.kind](request)
             except Exception as caught:
                 error = _typed(caught)
-                if not isinstance(caught, SkyReelsError):
+                if not isinstance(error, SkyReelsError):
                     traceback.print_exc()
             if self._rank == 0:
                 write_message(self._data, Message("end"))
             usage = {
                 "seconds": time.perf_counter() - begin,
+                "sent_bytes": {
+                    axis: total - sent.get(axis, 0) for axis, total in self._sent_bytes().items()
+                },
                 "peak_rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RSS_UNIT,
             }
             self._status.send(
@@ -143,20 +146,24 @@ class _Worker:
         """Join the other workers and load the model."""
         import torch
 
+        from skyreels_rt.distributed.mesh import open_mesh
         from skyreels_rt.distributed.parallel import Parallel
         from skyreels_rt.engine import Engine
 
         facts = request.facts
         torch.set_num_threads(facts["threads"])
         device = torch.device(facts["devices"][self._rank])
+        mesh = None
         if self._size > 1:
             self._join(device, facts["meeting"], facts["start_s"])
+            axes = Parallel.from_dict(facts["parallel"])
+            mesh = open_mesh(axes, device, timeout_s=facts["exchange_s"])
         self._engine = engine = Engine.from_pretrained(
             facts["model"],
             device=device,
             dtype=facts["dtype"],
             kernels=facts["kernels"],
-            parallel=Parallel.from_dict(facts["parallel"]),
+            parallel=mesh,
         )
         return asdict(engine.facts)
 
@@ -196,6 +203,11 @@ class _Worker:
         return asdict(self._loaded().estimate(options.pop("seconds"), **options))
 
     # ---------------------------------------------------------------------------------- internals
+
+    def _sent_bytes(self) -> dict[str, int]:
+        """Bytes that this rank sent so far, by axis."""
+        mesh = self._engine.mesh if self._engine is not None else None
+        return {} if mesh is None else mesh.sent_bytes
 
     def _loaded(self) -> Engine:
         assert self._engine is not None, "the first request starts the engine"

@@ -18,10 +18,12 @@ from typing import Any, NoReturn, Unpack
 import torch
 from numpy.typing import NDArray
 
+from skyreels_rt.distributed.fit import require_world
+from skyreels_rt.distributed.mesh import Mesh
 from skyreels_rt.distributed.messages import Message, pack_options
 from skyreels_rt.distributed.parallel import Parallel
 from skyreels_rt.distributed.workers import Call, RankStatus, Timeouts, WorkerGroup
-from skyreels_rt.env import worker_environment
+from skyreels_rt.env import launched_rank, worker_environment
 from skyreels_rt.errors import InvalidArgument, WorkerFailed
 from skyreels_rt.job import JobSettings, rule_facts, settings_from
 from skyreels_rt.media.image import load_image
@@ -33,6 +35,9 @@ from skyreels_rt.runtime.step_cache import StepRun
 from skyreels_rt.runtime.timing import StageClock
 from skyreels_rt.types import FrameChunk, Progress, ProgressCallback
 from skyreels_rt.video_maker import EngineFacts, VideoMaker
+
+_EXCHANGE_STEPS = 4
+"""Steps that a worker waits for another one: more than we wait, so that we say who is stuck."""
 
 WORKER = (sys.executable, "-P", "-m", "skyreels_rt.worker")
 
@@ -74,23 +79,32 @@ class WorkerEngine(VideoMaker):
         model: str | Path,
         *,
         devices: Sequence[str | torch.device],
-        parallel: Parallel | None = None,
+        parallel: Parallel | Mesh | None = None,
         dtype: str | torch.dtype = "auto",
         kernels: str | Mapping[str, str] = "auto",
         timeouts: Timeouts | None = None,
     ) -> None:
+        if launched_rank() is not None:
+            raise InvalidArgument(
+                "devices", expected="a process that torchrun did not start", got="one that it did"
+            )
+        if isinstance(parallel, Mesh):
+            raise InvalidArgument("parallel", expected="a Parallel, beside devices", got="a Mesh")
         self._timeouts = timeouts or Timeouts()
         self._devices = where = checked_devices(devices)
         is_folder = Path(model).is_dir()
+        axes = parallel or Parallel(window=len(where))
+        require_world(axes, len(where))
         num_sharing = len(where) if where[0] == "cpu" else 1
         self._start: dict[str, Any] = {
             "model": str(Path(model).absolute() if is_folder else model),
             "devices": where,
-            "parallel": (parallel or Parallel(window=len(where))).to_dict(),
+            "parallel": axes.to_dict(),
             "dtype": str(dtype).removeprefix("torch."),
             "kernels": kernels if isinstance(kernels, str) else dict(kernels),
             "threads": max(1, torch.get_num_threads() // num_sharing),
             "start_s": self._timeouts.start_s,
+            "exchange_s": _EXCHANGE_STEPS * self._timeouts.step_s,
         }
         self._group, self._facts = self._started()
 

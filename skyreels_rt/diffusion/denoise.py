@@ -16,7 +16,7 @@ from torch import Tensor
 
 from skyreels_rt.diffusion.blf import Group, Window
 from skyreels_rt.diffusion.schedule import FlowSchedule
-from skyreels_rt.diffusion.solvers import Solver
+from skyreels_rt.diffusion.solvers import Solver, SolverState
 from skyreels_rt.diffusion.window_share import WindowShare
 from skyreels_rt.distributed.mesh import Mesh
 from skyreels_rt.errors import Cancelled, InvalidArgument, NonFinite
@@ -121,23 +121,32 @@ def denoise_group(  # noqa: PLR0913 - everything that a step takes comes in here
                     window, _latents_of(window, latents, part), step, timestep
                 )
             fusion = (share.exchange(velocities), starts, weights, guidance)
-            delta = solver.euler_delta(step)
-            if not part.windows:
-                pass  # an idle rank: fewer windows than ranks
-            elif delta is not None:
-                latents = blf_step(latents, *fusion, delta, num_pinned=num_pinned, impl=impl)
-            else:
-                velocity = blf_velocity(*fusion, length=part.length, impl=impl)
-                new, state = solver.step(
-                    step, latents[:, num_pinned:], velocity[:, num_pinned:], state
-                )
-                # A new tensor: the state may hold a view of the old one.
-                latents = torch.cat([latents[:, :num_pinned], new], dim=1)
+            if part.windows:  # else an idle rank: there are fewer windows than ranks
+                latents, state = _stepped(latents, fusion, step, solver, state, num_pinned, impl)
             # This host read also keeps cancellation and progress honest on a GPU.
             _check_finite(latents[:, num_pinned:], part, step, schedule.num_steps, mesh)
             if on_step is not None:
                 on_step(step + 1, schedule.num_steps)
         return share.gather(latents)
+
+
+def _stepped(
+    latents: Tensor,
+    fusion: tuple[list[Tensor], list[int], Tensor, Sequence[float]],
+    step: int,
+    solver: Solver,
+    state: SolverState,
+    num_pinned: int,
+    impl: Impl,
+) -> tuple[Tensor, SolverState]:
+    """Latents behind a step on the fused velocity, and the solver's memory."""
+    delta = solver.euler_delta(step)
+    if delta is not None:
+        return blf_step(latents, *fusion, delta, num_pinned=num_pinned, impl=impl), state
+    velocity = blf_velocity(*fusion, length=latents.shape[1], impl=impl)
+    new, state = solver.step(step, latents[:, num_pinned:], velocity[:, num_pinned:], state)
+    # A new tensor: the state may hold a view of the old one.
+    return torch.cat([latents[:, :num_pinned], new], dim=1), state
 
 
 def _stop_if(is_cancelled: Callable[[], bool] | None, step: int, schedule: FlowSchedule) -> None:

@@ -13,13 +13,14 @@ two ranks sees ``overlap`` latents' velocities go either way::
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
 from skyreels_rt.diffusion.blf import Group, Window
 from skyreels_rt.distributed.axis import Axis, cut, share_bounds, split_evenly
+from skyreels_rt.distributed.mesh import Mesh
 
 ALONE = Axis("window", (0,), 0, None)
 """The axis of a single rank."""
@@ -142,14 +143,31 @@ class WindowShare:
         shapes = [(channels, b - a, height, width) for a, b in zip(starts, ends, strict=False)]
         return torch.cat(self._axis.all_gather(new, shapes), dim=1)
 
-    def gather_steps(
-        self, computed: Sequence[tuple[bool, ...]], num_steps: int
-    ) -> list[tuple[bool, ...]]:
-        """Which steps each window of the group computed, from those of the windows ``own``."""
-        flags = torch.tensor(computed, dtype=torch.uint8).view(len(self.own), num_steps)
-        shapes = [(len(own), num_steps) for own in self._owns]
-        every = torch.cat(self._axis.all_gather(flags, shapes)).tolist()
-        return [tuple(map(bool, row)) for row in every]
+
+def shared_steps(
+    group: Group, computed: Callable[[Window], tuple[bool, ...]], mesh: Mesh | None
+) -> list[tuple[bool, ...]]:
+    """Which steps each window of a group computed, on every rank.
+
+    Parameters
+    ----------
+    group : Group
+        The whole group.
+    computed : callable
+        One flag a step, for a window that this rank predicted.
+    mesh : Mesh or None
+        Ranks that the windows were dealt to.
+    """
+    if mesh is None:
+        return [computed(window) for window in group.windows]
+    axis = mesh.axis("window")
+    counts = split_evenly(len(group.windows), axis.size)
+    own = group.windows[slice(*share_bounds(counts)[axis.index])]
+    flags = [computed(window) for window in own]
+    num_steps = mesh.largest(len(flags[0]) if flags else 0)
+    box = torch.tensor(flags, dtype=torch.uint8, device=axis.device).view(len(own), num_steps)
+    every = torch.cat(axis.all_gather(box, [(count, num_steps) for count in counts]))
+    return [tuple(map(bool, row)) for row in every.tolist()]
 
 
 def _span(group: Group, own: range) -> Window:

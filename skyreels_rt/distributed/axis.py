@@ -186,16 +186,33 @@ class Axis:
         self.exchange({i: parts[i] for i in peers}, {i: received[i] for i in peers})
         return received
 
+    def broadcast(
+        self, x: Tensor | None, shape: Sequence[int], dtype: torch.dtype, source: int
+    ) -> Tensor:
+        """The tensor of rank ``source``, on every rank; raises like above.
+
+        Parameters
+        ----------
+        x : Tensor, shape ``shape``, contiguous, or None
+            On rank ``source``.
+        shape, dtype
+            Of the tensor.
+        source : int
+            Index of the rank that has it.
+        """
+        if x is not None and self.index == source:
+            self.exchange({i: x for i in range(self.size) if i != source}, {})
+            return x
+        received = torch.empty(tuple(shape), dtype=dtype, device=self.device)
+        self.exchange({}, {source: received})
+        return received
+
     def from_first(self, flag: bool) -> bool:
         """What the axis' first rank says, on every rank of the axis; raises like above."""
         if self.size == 1:
             return flag
         box = torch.tensor([flag], dtype=torch.uint8, device=self.device)
-        if self.index == 0:
-            self.exchange(dict.fromkeys(range(1, self.size), box), {})
-        else:
-            self.exchange({}, {0: box})
-        return bool(box)
+        return bool(self.broadcast(box, (1,), torch.uint8, 0))
 
 
 def split_evenly(count: int, parts: int) -> tuple[int, ...]:

@@ -57,7 +57,7 @@ class WorkerProcess:
     replied: int = -1
     error: SkyReelsError | None = None
     answer: Mapping[str, Any] | None = None
-    usage: Mapping[str, float] = field(default_factory=dict)
+    usage: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def started(

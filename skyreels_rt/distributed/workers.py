@@ -100,7 +100,8 @@ class RankStatus:
     error : str or None
         Code of the error that its last reply held.
     usage : dict
-        What its last request took: ``seconds``, and ``peak_rss`` in bytes, of its whole life.
+        What its last request took: ``seconds``, ``sent_bytes`` by axis; and ``peak_rss``, bytes of
+        its whole life.
     """
 
     rank: int
@@ -109,7 +110,7 @@ class RankStatus:
     work: int
     silence_s: float
     error: str | None
-    usage: Mapping[str, float]
+    usage: Mapping[str, Any]
 
 
 class WorkerGroup:

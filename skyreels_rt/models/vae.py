@@ -14,13 +14,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from math import prod
-from typing import ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
 from skyreels_rt.errors import InvalidArgument
 from skyreels_rt.types import Timeline
+
+if TYPE_CHECKING:
+    from skyreels_rt.models.vae_pieces import DecoderPiece
 
 VAECache = tuple[Tensor, ...]
 """Memory of an encoder or a decoder between two steps; ``None`` in its place: no step yet."""
@@ -156,6 +159,15 @@ class VideoVAE(nn.Module, ABC):
     def _decode_raw(self, latents: Tensor, caches: StepCaches) -> Tensor:
         """Frames (B, 3, F, H, W), not clamped, of the raw latents of one step."""
 
+    def decoder_pieces(self) -> tuple[DecoderPiece, ...]:
+        """Parts of the decoder that may run on different ranks; none if it cannot be cut."""
+        return ()
+
+    def raw_latents(self, latents: Tensor) -> Tensor:
+        """Latents (B, C, 1, h, w) as the decoder takes them: not normalised, its type and order."""
+        raw = latents.float() * self.latents_std + self.latents_mean
+        return _channels_last(raw, self.dtype)
+
     @property
     def dtype(self) -> torch.dtype:
         """Data type of the weights; inputs are converted to it, outputs have it."""
@@ -223,8 +235,7 @@ class VideoVAE(nn.Module, ABC):
         height, width = (self.spatial_stride * size for size in latents.shape[-2:])
         _check_cache(cache, self.decoder_cache_shapes(height, width), latents.shape[0])
         caches = StepCaches(cache)
-        raw = latents.float() * self.latents_std + self.latents_mean
-        frames = self._decode_raw(_channels_last(raw, self.dtype), caches)
+        frames = self._decode_raw(self.raw_latents(latents), caches)
         return (frames.clamp(-1.0, 1.0) if clamp else frames), caches.finish()
 
     def encode(self, frames: Tensor) -> Tensor:

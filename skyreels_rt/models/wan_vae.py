@@ -7,6 +7,7 @@ dict loads unchanged. Latents are its mode, normalised by the statistics in the 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from typing import cast
 
 from torch import Tensor, nn
@@ -26,6 +27,7 @@ from skyreels_rt.models.vae_blocks import (
     Upsample,
     conv3d,
 )
+from skyreels_rt.models.vae_pieces import DecoderPiece, num_weights, run_pieces
 
 Block = ResidualBlock | AttentionBlock | Downsample | Upsample
 
@@ -168,11 +170,18 @@ class Decoder(nn.Module):
         self.norm_out = RMSNorm(widths[-1], plan)
         self.conv_out = CausalConv3d(widths[-1], 3)
 
-    def forward(self, latents: Tensor, caches: StepCaches) -> Tensor:
-        """Frames (B, 3, 1 or 4, H, W) of ``latents``, shape (B, C, 1, h, w)."""
-        x = self.conv_in.step(latents, caches)
+    def pieces(self) -> list[DecoderPiece]:
+        """First convolution, blocks, and last convolution: frames (B, 3, 1 or 4, H, W)."""
+        places = 1
+        pieces = [_piece(self.conv_in.step, 1, num_weights(self.conv_in))]
         for block in self.blocks():
-            x = block(x, caches)
+            if isinstance(block, Upsample):
+                places *= 8 if block.double_time else 4
+            work = num_weights(block) * places
+            pieces.append(_piece(block, len(block.cache_shapes(1, 1)), work))
+        return [*pieces, _piece(self._to_pixels, 1, num_weights(self.conv_out) * places)]
+
+    def _to_pixels(self, x: Tensor, caches: StepCaches) -> Tensor:
         return self.conv_out.step(self.norm_out(x), caches)
 
     def blocks(self) -> list[Block]:
@@ -228,9 +237,21 @@ class WanVAE(VideoVAE):
         weight, bias = self.quant_conv.weight, cast(Tensor, self.quant_conv.bias)
         return conv3d(moments, weight[: self.latent_channels], bias[: self.latent_channels])
 
+    def decoder_pieces(self) -> tuple[DecoderPiece, ...]:
+        """Parts of the decoder that may run on different ranks."""
+        first, *pieces = self.decoder.pieces()
+
+        def run_first(x: Tensor, latents: Tensor, caches: StepCaches) -> Tensor:
+            return first.run(self.post_quant_conv(x), latents, caches)
+
+        return (DecoderPiece(run_first, first.num_caches, first.work), *pieces)
+
     def _decode_raw(self, latents: Tensor, caches: StepCaches) -> Tensor:
-        frames: Tensor = self.decoder(self.post_quant_conv(latents), caches)
-        return frames
+        return run_pieces(self.decoder_pieces(), latents, latents, caches)
+
+
+def _piece(run: Callable[[Tensor, StepCaches], Tensor], num_caches: int, work: int) -> DecoderPiece:
+    return DecoderPiece(lambda x, _, caches: run(x, caches), num_caches, work)
 
 
 def _cache_shapes(network: Encoder | Decoder, height: int, width: int) -> tuple[CacheShape, ...]:

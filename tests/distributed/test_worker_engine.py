@@ -118,7 +118,7 @@ def test_a_cancelled_job_and_a_dropped_stream_leave_the_workers_as_they_were(eng
         engine.generate(
             **job(20.0, num_steps=50), cancel=cancel, on_progress=lambda _: cancel.set()
         )
-    stream = engine.stream(**job(4.0, horizon=1))
+    stream = engine.stream(**job(4.0, horizon=2))
     next(stream)
     with pytest.raises(errors.AdmissionRefused):
         engine.generate(**job())
@@ -174,7 +174,7 @@ def test_memory_that_runs_out_in_one_rank_then_a_death(small_model, alone, raise
         np.testing.assert_array_equal(engine.generate(**job()).frames, expected)
 
         second = pids_of(engine)
-        stream = engine.stream(**job(20.0, horizon=1))
+        stream = engine.stream(**job(20.0, horizon=2))
         next(stream)
         os.kill(second[0], signal.SIGKILL)
         for call in (lambda: list(stream), lambda: engine.generate(**job()), engine.describe):
@@ -223,7 +223,7 @@ def test_a_kill_at_any_moment(small_model, seed, raised, assert_gone):
     killed_at = time.monotonic() + killer.interval
     with pytest.raises(errors.WorkerDied) as caught:
         while True:
-            engine.generate(**job(4.0, horizon=moment.randint(1, 4)))
+            engine.generate(**job(4.0, horizon=moment.randint(2, 4)))
     assert time.monotonic() - killed_at < 5.0
     assert (caught.value.rank, caught.value.signal) == (rank, signal.SIGKILL)
     assert raised(lambda: engine.generate(**job()), errors.WorkerDied).rank == rank

@@ -19,6 +19,7 @@ NAMES = [
 
 AUDIO = "(self, audio: 'str | Path | NDArray[Any]', **options: 'Unpack[GenerateOptions]')"
 ENGINE = {
+    "close": "(self) -> 'None'",
     "components": None,
     "describe": "(self) -> 'str'",
     "estimate": (
@@ -28,7 +29,7 @@ ENGINE = {
         "(model: 'str | Path', *, device: 'str | torch.device' = 'auto', "
         "devices: 'Sequence[str | torch.device] | None' = None, "
         "dtype: 'str | torch.dtype' = 'auto', kernels: 'Kernels' = 'auto', "
-        "max_sessions: 'int' = 64, parallel: 'Parallel | None' = None, "
+        "max_sessions: 'int' = 64, parallel: 'Parallel | Mesh | None' = None, "
         "timeouts: 'Timeouts | None' = None) -> 'Engine | WorkerEngine'"
     ),
     "facts": None,
@@ -36,6 +37,7 @@ ENGINE = {
     "generate_file": AUDIO.replace("(self, ", "(self, path: 'str | Path', ")
     + " -> 'GenerationSummary'",
     "health": "(self) -> 'Health'",
+    "mesh": None,
     "metrics": "(self) -> 'str'",
     "open_job": (
         "(self, audio: 'str | Path | NDArray[Any]', options: 'GenerateOptions') -> 'OfflineJob'"
@@ -46,6 +48,7 @@ ENGINE = {
     ),
     "warmup": "(self) -> 'float'",
     "workers": None,
+    "writes_files": None,
     "stream": f"{AUDIO} -> 'Iterator[FrameChunk]'",
 }
 
@@ -60,7 +63,7 @@ GENERATE_FLAGS = {
     "--negative-prompt", "--steps",
     "--guidance-form", "--text-guidance-scale", "--audio-guidance-scale", "--solver",
     "--shift", "--height", "--width", "--horizon", "--seed", "--device", "--dtype", "--kernels",
-    "--json", "--teacache", "--magcache", "--devices",
+    "--json", "--teacache", "--magcache", "--devices", "--parallel",
 }  # fmt: skip
 
 LIVE_OPTIONS = (OPTIONS - {"cancel", "on_progress", "sample_rate"}) | {
@@ -72,11 +75,11 @@ ERRORS = {
     "SessionStateError": "session_state",
     "Cancelled": "cancelled", "FaceNotFound": "face_not_found",
     "InvalidArgument": "invalid_argument", "MediaError": "media",
+    "InvalidMesh": "invalid_mesh", "PeerFailed": "peer_failed",
     "MissingDependency": "missing_dependency", "ModelError": "model",
     "NonFinite": "non_finite", "OutputError": "output", "SkyReelsError": "error",
     "UnsupportedKernel": "unsupported_kernel", "WeightsMismatch": "weights_mismatch",
-    "InvalidMesh": "invalid_mesh", "PeerFailed": "peer_failed", "OutOfMemory": "out_of_memory",
-    "WorkerDied": "worker_died", "WorkerFailed": "worker_failed",
+    "OutOfMemory": "out_of_memory", "WorkerDied": "worker_died", "WorkerFailed": "worker_failed",
     "WorkerTimeout": "worker_timeout",
 }  # fmt: skip
 

@@ -28,7 +28,7 @@ RANKS = [
     {"options", "offline"},
     {"live", "progress"},
     {"session", "testing"},
-    {"appearance", "group_need"},
+    {"appearance", "group_need", "latent_decoder"},
     {"components", "job"},
     {"conditioning", "diffusion", "audio"},
     {"distributed"},
