@@ -1,58 +1,59 @@
-"""What the tests with processes share: a small model folder, and looking after processes."""
+"""Real processes that talk over gloo: one launch runs many cases."""
 
 from __future__ import annotations
 
-import time
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-GONE_WITHIN_S = 10.0
-"""What is promised of a group of workers; timing is the behaviour under test."""
+PROGRAMS = Path(__file__).parent / "programs"
+TIMEOUT_S = 300
 
 
-def is_running(pid: int) -> bool:
-    """Whether the process exists and is no zombie."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except FileNotFoundError:
-        return False
-    return text.rsplit(")", 1)[1].split()[0] != "Z"
+def rank_environment(**variables: str) -> dict[str, str]:
+    """This process's environment with one thread, so that all ranks multiply alike."""
+    kept = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    return {**kept, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", **variables}
+
+
+class Launch:
+    """Starts a program of ``programs/`` on every rank of a new process group."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def start(self, name: str, world_size: int, facts: object) -> list[subprocess.Popen[str]]:
+        """Processes whose arguments are folder, rank, world size and ``facts`` as JSON."""
+        arguments = [sys.executable, "-P", str(PROGRAMS / f"{name}.py"), str(self.folder)]
+        return [
+            subprocess.Popen(
+                [*arguments, str(rank), str(world_size), json.dumps(facts)],
+                env=rank_environment(),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for rank in range(world_size)
+        ]
+
+    def run(self, name: str, world_size: int, facts: object) -> list[dict]:
+        """What every rank wrote to ``rank{n}.json``; each must end well."""
+        processes = self.start(name, world_size, facts)
+        try:
+            outputs = [process.communicate(timeout=TIMEOUT_S)[0] for process in processes]
+        finally:
+            for process in processes:
+                process.kill()
+        for process, output in zip(processes, outputs, strict=True):
+            assert process.returncode == 0, output
+        return [json.loads((self.folder / f"rank{n}.json").read_text()) for n in range(world_size)]
 
 
 @pytest.fixture
-def assert_gone():
-    """Wait until none of some processes runs, and fail if that takes too long."""
-
-    def check(pids):
-        end = time.monotonic() + GONE_WITHIN_S
-        while any(is_running(pid) for pid in pids):
-            assert time.monotonic() < end, "worker processes are left"
-            time.sleep(0.05)
-
-    return check
-
-
-@pytest.fixture
-def raised():
-    """The error that a call raises, once it came in time."""
-
-    def caught_in_time(call, kind, within=5.0):
-        begin = time.monotonic()
-        with pytest.raises(kind) as caught:
-            call()
-        assert time.monotonic() - begin < within
-        return caught.value
-
-    return caught_in_time
-
-
-@pytest.fixture(scope="session")
-def small_model(tmp_path_factory):
-    """Folder of a small random model: 32 x 48 pixels, windows of 5 latents."""
-    from skyreels_rt.testing.tiny import TinyModel, write_tiny_model
-
-    folder = tmp_path_factory.mktemp("models") / "small"
-    tiny = TinyModel().with_generation(height=32, width=48, window=5, overlap=2, num_steps=2)
-    write_tiny_model(folder, tiny)
-    return folder
+def launch(tmp_path: Path) -> Launch:
+    """A launcher with a folder of its own."""
+    return Launch(tmp_path)
