@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from skyreels_rt import cli_live
+from skyreels_rt import cli_live, cli_parallel
 from skyreels_rt.terminal import (
     Device,
     Devices,
@@ -54,6 +54,8 @@ Magcache = Annotated[
 app.command("stream")(cli_live.stream)
 app.command("serve")(cli_live.serve)
 bench_app.command("stream")(cli_live.bench_stream)
+bench_app.command("parallel")(cli_parallel.bench_parallel)
+bench_app.command("scaling")(cli_parallel.bench_scaling)
 
 
 @app.command()

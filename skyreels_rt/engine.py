@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 
 from skyreels_rt.audio.resample import ResampledAudio
 from skyreels_rt.components import Components
+from skyreels_rt.distributed.cost_model import StepShape, predicted_meshes
 from skyreels_rt.distributed.mesh import Mesh
 from skyreels_rt.distributed.parallel import Parallel
 from skyreels_rt.distributed.workers import Timeouts
 from skyreels_rt.errors import AdmissionRefused, InvalidArgument
-from skyreels_rt.estimate import estimate_job
+from skyreels_rt.estimate import estimate_job, step_shape
 from skyreels_rt.job import JobSettings, settings_of
 from skyreels_rt.live.observer import SessionObserver
 from skyreels_rt.live.session import LiveSession, LiveSettings
@@ -329,6 +330,7 @@ class Engine(VideoMaker):
                 f"windows      {generation.window} latents, overlap {generation.overlap}",
                 f"weights      {parts.num_bytes / 2**20:.1f} MiB",
                 *([f"mesh         {parts.mesh.describe()}"] if parts.mesh is not None else []),
+                *predicted_meshes(config, self.step_shape(10.0)),
                 parts.plan.describe(),
             ]
         )
@@ -344,6 +346,16 @@ class Engine(VideoMaker):
         settings = resolve_settings(self._components, options)
         has_source = options.get("video") is not None
         return estimate_job(self._components, settings, seconds, has_source=has_source)
+
+    def step_shape(self, seconds: float, **options: Unpack[GenerateOptions]) -> StepShape:
+        """Sizes of a denoising step of such a job, for :meth:`Parallel.suggest`.
+
+        Raises
+        ------
+        InvalidArgument
+            An option is out of its range.
+        """
+        return step_shape(self._components, resolve_settings(self._components, options), seconds)
 
     def health(self) -> Health:
         """How the engine is doing, for a liveness probe."""

@@ -102,6 +102,7 @@ class _Worker:
             "generate": self._generate,
             "describe": self._describe,
             "estimate": self._estimate,
+            "step_shape": self._step_shape,
         }
         while True:
             request = self._inbox.get()
@@ -201,6 +202,10 @@ class _Worker:
     def _estimate(self, request: Message) -> dict[str, Any]:
         options = _options(request)
         return asdict(self._loaded().estimate(options.pop("seconds"), **options))
+
+    def _step_shape(self, request: Message) -> dict[str, Any]:
+        options = _options(request)
+        return asdict(self._loaded().step_shape(options.pop("seconds"), **options))
 
     # ---------------------------------------------------------------------------------- internals
 

@@ -18,6 +18,7 @@ from typing import Any, NoReturn, Unpack
 import torch
 from numpy.typing import NDArray
 
+from skyreels_rt.distributed.cost_model import StepShape
 from skyreels_rt.distributed.fit import require_world
 from skyreels_rt.distributed.mesh import Mesh
 from skyreels_rt.distributed.messages import Message, pack_options
@@ -61,6 +62,8 @@ class WorkerEngine(VideoMaker):
         As for :meth:`Engine.from_pretrained`.
     timeouts : Timeouts, optional
         How long the workers may take.
+    threads : int, optional
+        CPU threads of each worker; by default those of this process, shared out.
 
     Raises
     ------
@@ -83,6 +86,7 @@ class WorkerEngine(VideoMaker):
         dtype: str | torch.dtype = "auto",
         kernels: str | Mapping[str, str] = "auto",
         timeouts: Timeouts | None = None,
+        threads: int | None = None,
     ) -> None:
         if launched_rank() is not None:
             raise InvalidArgument(
@@ -102,7 +106,7 @@ class WorkerEngine(VideoMaker):
             "parallel": axes.to_dict(),
             "dtype": str(dtype).removeprefix("torch."),
             "kernels": kernels if isinstance(kernels, str) else dict(kernels),
-            "threads": max(1, torch.get_num_threads() // num_sharing),
+            "threads": threads or max(1, torch.get_num_threads() // num_sharing),
             "start_s": self._timeouts.start_s,
             "exchange_s": _EXCHANGE_STEPS * self._timeouts.step_s,
         }
@@ -171,9 +175,17 @@ class WorkerEngine(VideoMaker):
         InvalidArgument
             An option is out of its range.
         """
-        facts = self._call("estimate", {**options, "seconds": seconds}).result()
-        names = MemoryEstimate.__dataclass_fields__
-        return MemoryEstimate(**{name: facts[name] for name in names})
+        return MemoryEstimate(**self._call("estimate", {**options, "seconds": seconds}).result())
+
+    def step_shape(self, seconds: float, **options: Unpack[GenerateOptions]) -> StepShape:
+        """Sizes of a denoising step of such a job, for :meth:`Parallel.suggest`.
+
+        Raises
+        ------
+        InvalidArgument
+            An option is out of its range.
+        """
+        return StepShape(**self._call("step_shape", {**options, "seconds": seconds}).result())
 
     # ---------------------------------------------------------------------------------------- end
 

@@ -18,11 +18,21 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, astuple, dataclass
 
 from skyreels_rt.config import TransformerConfig
 from skyreels_rt.distributed.axis import split_evenly
 from skyreels_rt.distributed.parallel import Parallel
+from skyreels_rt.distributed.traffic import (
+    AttentionShape,
+    guidance_bytes,
+    ring_bytes,
+    sequence_bytes,
+    ulysses_bytes,
+    window_bytes,
+)
 from skyreels_rt.errors import InvalidArgument, InvalidMesh
 
 IMAGE_TOKENS = 257
@@ -170,46 +180,41 @@ def predict(
     hardware : Hardware
         GPUs and links.
     """
-    windows = math.ceil(shape.num_windows / parallel.window)
-    passes = math.ceil(shape.num_passes / parallel.guidance)
     compute, attention = _pass_seconds(config, shape, parallel, hardware)
     sent = sent_bytes(config, shape, parallel)
     link = {name: _bandwidth(name, parallel, hardware) for name in sent}
-    runs = windows * passes
+    runs = _runs(shape, parallel)
     exchange = sum(
         sent[name] / link[name] for name in ("window", "guidance", "sequence", "ulysses")
     )
     exchange += max(0.0, sent["ring"] / link["ring"] - runs * attention)
-    exchange += hardware.latency_s * _num_exchanges(config, parallel, runs, windows)
+    exchange += hardware.latency_s * _num_exchanges(config, shape, parallel)
     return StepCost(parallel, runs * compute, exchange, sent)
 
 
 def sent_bytes(config: TransformerConfig, shape: StepShape, parallel: Parallel) -> dict[str, int]:
-    """Bytes that the busiest rank sends in a step, by axis.
+    """Bytes of a step by axis, each of the rank that sends most there.
 
-    - ``window``: velocities of the ``overlap`` latents on either side of its windows (with
-      ``overlap <= window / 2``), in all passes.
-    - ``guidance``: the velocities of its passes, to each other rank of the axis.
-    - ``ulysses``: four all-to-alls of its share of the tokens in each block (q, k, v; and back).
-    - ``ring``: ``ring - 1`` blocks of keys and values in each block of the model.
-    - ``sequence``: its share of the velocities, to each other rank that shares the tokens.
+    The formulas are those of :mod:`skyreels_rt.distributed.traffic`, which the counters of real
+    exchanges are tested against.
     """
-    windows = math.ceil(shape.num_windows / parallel.window)
-    passes = math.ceil(shape.num_passes / parallel.guidance)
-    runs, ulysses, ring = windows * passes, parallel.ulysses, parallel.ring
+    runs = _runs(shape, parallel)
+    tokens, windows = shape.num_tokens(config), _windows(shape)
+    attention = AttentionShape(tokens, config.num_heads, config.head_dim, shape.itemsize)
     latent = config.out_channels * shape.height * shape.width * shape.itemsize
-    tokens = math.ceil(shape.num_tokens(config) / parallel.sequence)
-    share = tokens * config.dim * shape.itemsize  # of the hidden state
-    heads = max(split_evenly(config.num_heads, ulysses))
-    block = 2 * tokens * ulysses * heads * config.head_dim * shape.itemsize
-    neighbours = min(2, min(parallel.window, shape.num_windows) - 1)
-    head = tokens * config.out_channels * math.prod(config.patch_size) * shape.itemsize
+    token = config.out_channels * math.prod(config.patch_size) * shape.itemsize
+    places = list(itertools.product(range(parallel.ulysses), range(parallel.ring)))
+    in_blocks = runs * config.num_layers
     return {
-        "window": neighbours * shape.overlap * shape.num_passes * latent,
-        "guidance": (parallel.guidance - 1) * runs * shape.window * latent,
-        "ulysses": runs * config.num_layers * 4 * share * (ulysses - 1) // ulysses,
-        "ring": runs * config.num_layers * (ring - 1) * block,
-        "sequence": runs * (parallel.sequence - 1) * head,
+        "window": max(
+            window_bytes(windows, parallel, place, shape.num_passes * latent)
+            for place in range(parallel.window)
+        ),
+        "guidance": math.ceil(shape.num_windows / parallel.window)
+        * guidance_bytes(shape.num_passes, parallel, 0, shape.window * latent),
+        "ulysses": in_blocks * max(ulysses_bytes(attention, parallel, *at) for at in places),
+        "ring": in_blocks * max(ring_bytes(attention, parallel, *at) for at in places),
+        "sequence": runs * sequence_bytes(tokens, parallel, 0, token),
     }
 
 
@@ -244,6 +249,18 @@ def fastest(
     return sorted(costs, key=lambda cost: (cost.seconds, sum(cost.sent_bytes.values())))
 
 
+def predicted_meshes(
+    config: TransformerConfig, shape: StepShape, hardware: Hardware = H200
+) -> Iterator[str]:
+    """Lines for a description: the fastest meshes of 2, 4 and 8 GPUs, where there are any."""
+    alone = predict(config, shape, Parallel(), hardware).seconds
+    for num_gpus in (2, 4, 8):
+        with suppress(InvalidMesh):
+            best = fastest(config, shape, num_gpus, hardware)[0]
+            gain = f"x{alone / best.seconds:.1f} predicted, not measured"
+            yield f"{f'{num_gpus} {hardware.name}':12} {best.parallel}, {gain}"
+
+
 def _pass_seconds(
     config: TransformerConfig, shape: StepShape, parallel: Parallel, hardware: Hardware
 ) -> tuple[float, float]:
@@ -264,8 +281,21 @@ def _pass_seconds(
     return seconds + attended, attended
 
 
-def _num_exchanges(config: TransformerConfig, parallel: Parallel, runs: int, windows: int) -> int:
+def _windows(shape: StepShape) -> list[tuple[int, int]]:
+    """First and last (exclusive) latent of every window."""
+    hop = shape.window - shape.overlap
+    return [(index * hop, index * hop + shape.window) for index in range(shape.num_windows)]
+
+
+def _runs(shape: StepShape, parallel: Parallel) -> int:
+    """Passes over a window that the busiest rank computes in a step."""
+    windows = math.ceil(shape.num_windows / parallel.window)
+    return windows * math.ceil(shape.num_passes / parallel.guidance)
+
+
+def _num_exchanges(config: TransformerConfig, shape: StepShape, parallel: Parallel) -> int:
     """Sets of transfers of a step that a rank waits for."""
+    runs, windows = _runs(shape, parallel), math.ceil(shape.num_windows / parallel.window)
     in_blocks = 2 * (parallel.ulysses > 1) + (parallel.ring - 1)
     in_passes = in_blocks * config.num_layers + (parallel.sequence > 1)
     return runs * in_passes + windows * (parallel.guidance > 1) + (parallel.window > 1)

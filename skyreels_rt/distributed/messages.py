@@ -87,15 +87,14 @@ def read_message(stream: BinaryIO) -> Message | None:
             raise _broken("a line without end")
         return None
     message = parse_line(line)
+    facts = dict(message.facts)
     arrays = {}
-    for name, dtype, shape in message.facts.pop("arrays", ()):  # type: ignore[attr-defined]
-        if dtype not in DTYPES:
-            raise _broken(f"an array of type {dtype!r}")
+    for name, dtype, shape in _checked_shapes(facts.pop("arrays", [])):
         data = bytearray(math.prod(shape) * np.dtype(dtype).itemsize)
         if not _fill(stream, data):
             return None
         arrays[name] = np.frombuffer(data, dtype).reshape(shape)
-    return Message(message.kind, message.facts, arrays)
+    return Message(message.kind, facts, arrays)
 
 
 def parse_line(line: bytes) -> Message:
@@ -112,6 +111,19 @@ def parse_line(line: bytes) -> Message:
     except (ValueError, AttributeError, KeyError, TypeError):
         raise _broken(repr(line[:80])) from None
     return Message(kind, facts)
+
+
+def _checked_shapes(entries: object) -> list[tuple[str, str, list[int]]]:
+    """Names, types and shapes of the arrays that a line announces."""
+    found = []
+    for entry in entries if isinstance(entries, list) else [entries]:
+        match entry:
+            case [str(name), str(dtype), [*shape]] if dtype in DTYPES:
+                if all(isinstance(size, int) and size >= 0 for size in shape):
+                    found.append((name, dtype, shape))
+                    continue
+        raise _broken(f"an array {entry!r:.80}")
+    return found
 
 
 def _fill(stream: BinaryIO, data: bytearray) -> bool:

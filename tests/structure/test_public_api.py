@@ -42,6 +42,7 @@ ENGINE = {
     "open_job": (
         "(self, audio: 'str | Path | NDArray[Any]', options: 'GenerateOptions') -> 'OfflineJob'"
     ),
+    "step_shape": ("(self, seconds: 'float', **options: 'Unpack[GenerateOptions]') -> 'StepShape'"),
     "open_session": "(self, **options: 'Unpack[LiveOptions]') -> 'LiveSession'",
     "restore_session": (
         "(self, snapshot: 'bytes | str | Path', **options: 'Unpack[LiveOptions]') -> 'LiveSession'"
@@ -119,7 +120,10 @@ def test_command_line():
     assert set(command.commands) == {
         "generate", "stream", "serve", "doctor", "bench", "eval", "calibrate", "train",
     }  # fmt: skip
-    assert set(command.commands["bench"].commands) == {"kernels", "step", "stream", "teacache"}
+    assert set(command.commands["bench"].commands) == {
+        "kernels", "parallel", "scaling", "step", "stream", "teacache",
+    }  # fmt: skip
+
     for name, expected in (
         ("generate", GENERATE_FLAGS), ("eval", EVAL_FLAGS), ("train", TRAIN_FLAGS),
         ("calibrate", CALIBRATE_FLAGS),

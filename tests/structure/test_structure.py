@@ -18,7 +18,7 @@ MAX_FILE_LINES, MAX_FUNCTION_LINES = 600, 100
 RANKS = [
     {"__main__"},
     {"cli"},
-    {"cli_live"},
+    {"cli_live", "cli_parallel"},
     {"terminal", "held_out", "serve", "worker"},
     {"bench", "doctor", "training", "evaluation", "calibration"},
     {"streaming"},
