@@ -57,3 +57,9 @@ class Launch:
 def launch(tmp_path: Path) -> Launch:
     """A launcher with a folder of its own."""
     return Launch(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def shared_launch(tmp_path_factory: pytest.TempPathFactory) -> Launch:
+    """The same for one launch that all tests of a module look at."""
+    return Launch(tmp_path_factory.mktemp("ranks"))

@@ -81,18 +81,7 @@ def check(results: list[dict], cases: list[dict]) -> None:
                 assert found["sent"] == found["predicted"], where
 
 
-def test_two_ranks_agree_with_one(launch):
-    check(launch.run("group_cases", 2, FAST), FAST)
-
-
-def test_window_ranks_send_only_overlaps(launch):
-    """Two windows of 5 latents that share 2: each rank sends 2 latents a step, and its new ones."""
-    one = case("window=2", length=8, passes=1)
-    plane = 16 * 6 * 10 * 4
-    first, second = launch.run("group_cases", 2, [one])
-    assert first[one["name"]]["sent"]["window"] == (3 * 2 + 3) * plane
-    assert second[one["name"]]["sent"]["window"] == (3 * 2 + 5) * plane
-
+PAIR = case("window=2", length=8, passes=1)  # two windows of 5 latents that share 2
 
 FAULTS = [
     case("ring=2", fault="padding is attended"),
@@ -103,11 +92,27 @@ FAULTS = [
 ]
 
 
-def test_planted_faults_are_seen(launch):
-    for result in launch.run("group_cases", 2, FAULTS):
-        assert {name: found["difference"] > 10 * TOLERANCE for name, found in result.items()} == {
-            one["name"]: True for one in FAULTS
-        }
+@pytest.fixture(scope="module")
+def two_ranks(shared_launch):
+    """All cases of two ranks in one launch."""
+    return shared_launch.run("group_cases", 2, [*FAST, PAIR, *FAULTS])
+
+
+def test_two_ranks_agree_with_one(two_ranks):
+    check(two_ranks, FAST)
+
+
+def test_window_ranks_send_only_overlaps(two_ranks):
+    """In each of 3 steps the 2 latents they share, and in the end each its new ones."""
+    plane = 16 * 6 * 10 * 4
+    first, second = (result[PAIR["name"]]["sent"]["window"] for result in two_ranks)
+    assert (first, second) == ((3 * 2 + 3) * plane, (3 * 2 + 5) * plane)
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda one: one["fault"])
+def test_planted_fault_is_seen(two_ranks, fault):
+    for result in two_ranks:
+        assert result[fault["name"]]["difference"] > 10 * TOLERANCE
 
 
 @pytest.mark.slow
