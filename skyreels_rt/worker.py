@@ -46,30 +46,29 @@ if TYPE_CHECKING:
 _RSS_UNIT = 1 if sys.platform == "darwin" else 1024
 
 
-class _CancelFlag(threading.Event):
-    """Set by the engine's process. A job asks it between any two units of work, so it counts."""
+class _WorkCount:
+    """How far the main thread got: blocks of the transformer, latents, steps."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.num_asked = 0
+        self.total = 0
 
-    def is_set(self) -> bool:
-        self.num_asked += 1
-        return super().is_set()
+    def grow(self, *_: object) -> None:
+        """Count one more; also a forward hook and an ``on_progress``."""
+        self.total += 1
 
 
 class _Status:
     """The pipe of short lines: signs of life from a thread, replies from the main one."""
 
-    def __init__(self, descriptor: int, flag: _CancelFlag) -> None:
+    def __init__(self, descriptor: int, work: _WorkCount) -> None:
         self._descriptor = descriptor
-        self._flag = flag
+        self._work = work
         self._lock = threading.Lock()
         threading.Thread(target=self._beat, name="alive", daemon=True).start()
 
     def send(self, kind: str, **facts: object) -> None:
         """Write one line. Without a reader there is nobody to work for."""
-        line = json.dumps({"kind": kind, "work": self._flag.num_asked, **facts}) + "\n"
+        line = json.dumps({"kind": kind, "work": self._work.total, **facts}) + "\n"
         try:
             with self._lock:
                 os.write(self._descriptor, line.encode())
@@ -88,8 +87,9 @@ class _Worker:
     def __init__(self, rank: int, size: int, status: int, data: BinaryIO) -> None:
         self._rank = rank
         self._size = size
-        self._flag = _CancelFlag()
-        self._status = _Status(status, self._flag)
+        self._cancel = threading.Event()
+        self._work = _WorkCount()
+        self._status = _Status(status, self._work)
         self._data = data
         self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._engine: Engine | None = None
@@ -135,9 +135,9 @@ class _Worker:
         stream = sys.stdin.buffer
         while (message := read_message(stream)) is not None:
             if message.kind == "cancel":
-                self._flag.set()
+                self._cancel.set()
             else:
-                self._flag.clear()
+                self._cancel.clear()
                 self._inbox.put(message)
         os._exit(0)
 
@@ -166,6 +166,8 @@ class _Worker:
             kernels=facts["kernels"],
             parallel=mesh,
         )
+        for block in engine.components.transformer.blocks:
+            block.register_forward_hook(self._work.grow)
         return asdict(engine.facts)
 
     def _join(self, device: torch.device, meeting: str, start_s: float) -> None:
@@ -189,7 +191,7 @@ class _Worker:
         """Run a job; rank 0 sends what it is, how it gets on, its frames, and what it did."""
         options = _options(request)
         audio = options.pop("audio")
-        options |= {"cancel": self._flag, "on_progress": self._progress}
+        options |= {"cancel": self._cancel, "on_progress": self._progress}
         with self._loaded().open_job(audio, cast("GenerateOptions", options)) as job:
             self._send(_opened(job))
             for chunk in job.chunks():
@@ -223,6 +225,7 @@ class _Worker:
             write_message(self._data, message)
 
     def _progress(self, state: Progress) -> None:
+        self._work.grow()
         self._send(Message("progress", asdict(state)))
 
 

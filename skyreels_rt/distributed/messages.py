@@ -115,12 +115,13 @@ def parse_line(line: bytes) -> Message:
 
 def _checked_shapes(entries: object) -> list[tuple[str, str, list[int]]]:
     """Names, types and shapes of the arrays that a line announces."""
-    found = []
+    found: list[tuple[str, str, list[int]]] = []
     for entry in entries if isinstance(entries, list) else [entries]:
         match entry:
-            case [str(name), str(dtype), [*shape]] if dtype in DTYPES:
-                if all(isinstance(size, int) and size >= 0 for size in shape):
-                    found.append((name, dtype, shape))
+            case [str(name), str(dtype), list(shape)] if dtype in DTYPES:
+                sizes = [size for size in shape if isinstance(size, int) and size >= 0]
+                if len(sizes) == len(shape):
+                    found.append((name, dtype, sizes))
                     continue
         raise _broken(f"an array {entry!r:.80}")
     return found

@@ -60,7 +60,7 @@ class Timeouts:
     start_s : float
         For the model to be loaded.
     step_s : float
-        For a worker with a job to get further: one window's forward passes of a step, one decoded
+        For a worker with a job to get further: a block of the transformer, a step, a decoded
         latent. Time in which nobody takes finished frames does not count.
     silence_s : float
         For a sign of life, which an idle or slow worker gives, a stopped one not.
