@@ -316,7 +316,11 @@ class Engine(VideoMaker):
         start = time.perf_counter()
         generation = self._components.generation
         grey = np.full((generation.height, generation.width, 3), 127, np.uint8)
-        settings = resolve_settings(self._components, {}, LiveOptions)
+        options: LiveOptions = {}
+        if self.mesh is not None:  # windows and passes for all of its ranks
+            horizon = self.mesh.parallel.window
+            options = {"horizon": horizon, "prompt": "warm-up", "text_guidance_scale": 2.0}
+        settings = resolve_settings(self._components, options, LiveOptions)
         with Session(self._components, settings, portrait=grey, turns=self._turns) as session:
             session.push_audio(np.zeros(math.ceil(session.latency_s * 16_000), np.float32), 16_000)
             session.next_chunk()

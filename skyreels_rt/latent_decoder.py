@@ -60,7 +60,7 @@ class LatentDecoder:
         Raises
         ------
         NonFinite
-            NaN or infinity came out.
+            NaN or infinity came out; the memory is as before.
         PeerFailed
             Another rank left, or did not answer in time.
         """
@@ -80,7 +80,7 @@ class LatentDecoder:
     def go_back(self) -> None:
         """Forget what was done ahead: other latents follow the last whose frames were taken."""
         if self._pipeline is not None:
-            self._pipeline.go_back()
+            self._pipeline.go_back(self._pipeline.num_done)
 
     def tensors(self) -> dict[str, Tensor]:
         """Copy of the memory, by name, for :meth:`restore`; on a mesh every rank must ask."""
@@ -121,6 +121,7 @@ class LatentDecoder:
         video = pipeline.next_frames(stop, read)
         frames = None if video is None else self._pixels(video.clamp(-1.0, 1.0))
         if mesh.any(video is not None and frames is None):
+            pipeline.go_back(first)
             raise _not_finite()
         count = 1 if first == 0 else self._parts.vae.temporal_stride
         axis, shape = mesh.axis("world"), (count, *self._size, 3)

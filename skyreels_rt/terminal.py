@@ -85,9 +85,7 @@ def errors_as_exit_codes() -> Iterator[None]:
     try:
         yield
     except SkyReelsError as error:
-        if (
-            console.quiet
-        ):  # another rank than the one that speaks: what went wrong may be here alone
+        if console.quiet:  # not the rank that speaks, but perhaps the only one that failed
             place = launched_rank()
             console.quiet = isinstance(error, PeerFailed)
             console.print(f"[dim]rank {place.rank if place else '?'}:[/] ", end="")

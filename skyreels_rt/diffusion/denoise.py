@@ -22,6 +22,8 @@ from skyreels_rt.distributed.mesh import Mesh
 from skyreels_rt.errors import Cancelled, InvalidArgument, NonFinite
 from skyreels_rt.kernels import Impl, blf_step, blf_velocity
 
+_NO_LATENT = -(2**62)
+
 Predict = Callable[[Window, Tensor, int, float], Tensor]
 """``predict(window, latents, step, timestep) -> velocities``.
 
@@ -204,6 +206,3 @@ def _check_finite(
             stage="denoise",
             hint="Check the inputs, or compute in a wider dtype.",
         )
-
-
-_NO_LATENT = -(2**62)

@@ -6,7 +6,7 @@ ranks would be less exact, since a convolution's summation order depends on its 
 tile's activations differ by 2e-6). A rank keeps the caches of its own stage alone.
 
 The pipeline runs ahead inside the latents that are there. Old caches are kept until the last stage
-has passed, so that it can go back to any latent that was not delivered.
+has passed, and once more, so that it can go back to the last latent.
 """
 
 from __future__ import annotations
@@ -61,9 +61,9 @@ class DecodePipeline:
         self._caches: dict[int, VAECache | None] = {num_done: own}  # before each latent
         self._inputs: dict[int, Tensor] = {}
 
-    def go_back(self) -> None:
-        """Forget what stages did ahead: other latents follow the last that passed all of them."""
-        self._done = [self.num_done] * len(self._stages)
+    def go_back(self, num_done: int) -> None:
+        """Forget what stages did ahead of ``num_done`` latents, :attr:`num_done` or one less."""
+        self._done = [num_done] * len(self._stages)
         self._inputs.clear()
 
     def next_frames(self, stop: int, read: Callable[[int], Tensor]) -> Tensor | None:
@@ -89,7 +89,7 @@ class DecodePipeline:
         index, out = self.num_done, None
         while self.num_done == index:
             out = self._tick(index, stop, read)
-        for old in [key for key in self._caches if key < self.num_done]:
+        for old in [key for key in self._caches if key < index]:
             del self._caches[old]
         return out
 

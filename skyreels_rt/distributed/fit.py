@@ -32,10 +32,13 @@ def require_world(parallel: Parallel, world_size: int, *, num_heads: int | None 
     """
     if parallel.world_size == world_size:
         return
+    expected = f"axes whose product is the {world_size} ranks that were started"
+    if world_size == 1:
+        expected = f"one rank, or {parallel.world_size} processes (torchrun --nproc-per-node)"
     raise InvalidMesh(
         "parallel",
-        expected=f"axes whose product is the {world_size} ranks that were started",
-        got=f"{parallel or 'no axis'} ({parallel.world_size} ranks)",
+        expected=expected,
+        got=f"{str(parallel) or 'no axis'} ({parallel.world_size} ranks)",
         suggestions=nearest(parallel, world_size, lambda p: _has_heads(p, num_heads)),
     )
 

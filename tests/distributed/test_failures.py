@@ -10,7 +10,7 @@ AGREED = {
 }
 
 
-@pytest.mark.parametrize("fault", ["leaves", "hangs"])
+@pytest.mark.parametrize("fault", ["hangs", pytest.param("leaves", marks=pytest.mark.slow)])
 def test_no_rank_waits_for_a_lost_one(launch, fault):
     """All ranks stop together where one may say why; a lost one is noticed in the mesh's 2 s.
 

@@ -96,6 +96,7 @@ def refusals(parts) -> dict[str, object]:
         except Cancelled:
             found["cancelled after"] = len(asked)
     found["description"] = engine.describe()
+    found["warm-up"] = engine.warmup()
     return found
 
 

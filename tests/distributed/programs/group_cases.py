@@ -19,7 +19,7 @@ from skyreels_rt.diffusion.blf import Group, plan_group, window_weights
 from skyreels_rt.diffusion.denoise import denoise_group
 from skyreels_rt.diffusion.guidance import GuidancePass
 from skyreels_rt.diffusion.noise import timeline_noise
-from skyreels_rt.diffusion.predictor import PromptContext, WindowPredictor
+from skyreels_rt.diffusion.predictor import LeadingSlot, PromptContext, WindowPredictor
 from skyreels_rt.diffusion.schedule import FlowSchedule
 from skyreels_rt.diffusion.solvers import make_solver
 from skyreels_rt.diffusion.window_share import WindowShare
@@ -74,18 +74,26 @@ class Job:
         self.passes = [
             GuidancePass(*pair, weight) for pair, weight in zip(sees, weights, strict=True)
         ]
+        self.slot = self.leading_slot(draw) if case.get("slot") else None
         self.steps = {
             None: None,
             "mask": StepPlan((True, False, True)),
             "gate": StepPlan((True, False, False), ChangeGate((0.0, 0.0, 0.0, 1.0, 0.0), 0.5)),
         }[case.get("cache")]
 
+    def leading_slot(self, draw: torch.Generator) -> LeadingSlot:
+        """A frame of the portrait in front of every window."""
+        latents, noise = torch.randn(2, CHANNELS, 1, *self.size, generator=draw)
+        tokens = torch.randn(len(self.group.windows), 1, AUDIO_TOKENS, 16, generator=draw)
+        channels = torch.randn(20, 1 + self.case["window"], *self.size, generator=draw)
+        return LeadingSlot(latents, noise, channels, tuple(tokens), torch.zeros_like(tokens[0]))
+
     def run(self, mesh):
         schedule = FlowSchedule(NUM_STEPS, 3.0)
         predictor = WindowPredictor(
             self.model, self.group, self.passes, self.prompt, channels=self.channels,
             tokens=self.tokens, silent_tokens=torch.zeros_like(self.tokens), steps=self.steps,
-            mesh=mesh,
+            slot=self.slot, mesh=mesh,
         )  # fmt: skip
         solver = make_solver(self.case.get("solver", "euler"), schedule)
         latents = denoise_group(
@@ -106,7 +114,8 @@ class Job:
         counts = traffic.split_evenly(len(windows), parallel.window)
         passes = traffic.split_evenly(case["passes"], parallel.guidance)[place["guidance"]]
         calls = counts[place["window"]] * passes  # of the model, in a step
-        num_tokens = case["window"] * (self.size[0] // 2) * (self.size[1] // 2)
+        frames = case["window"] + (self.slot is not None)
+        num_tokens = frames * (self.size[0] // 2) * (self.size[1] // 2)
         shape = traffic.AttentionShape(num_tokens, config.num_heads, config.head_dim, 4)
         computed = NUM_STEPS if self.steps is None else sum(self.steps.computed)
         at = (parallel, place["ulysses"], place["ring"])
