@@ -474,6 +474,7 @@ def _write_generate_report(path: Path, engine: VideoMaker, summary: GenerationSu
     from skyreels_rt.report import Report, Row
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RSS_UNIT
+    peak = max([peak, *(one.usage["peak_rss"] for one in engine.workers)])
     rows = [
         Row("generate.frames", summary.num_frames, "frames", better="higher"),
         Row("generate.seconds", summary.seconds, "s"),
