@@ -132,14 +132,15 @@ class _Worker:
 
     def _listen(self) -> None:
         """Take requests in; leave when they end."""
-        stream = sys.stdin.buffer
-        while (message := read_message(stream)) is not None:
-            if message.kind == "cancel":
-                self._cancel.set()
-            else:
-                self._cancel.clear()
-                self._inbox.put(message)
-        os._exit(0)
+        try:
+            while (message := read_message(sys.stdin.buffer)) is not None:
+                if message.kind == "cancel":
+                    self._cancel.set()
+                else:
+                    self._cancel.clear()
+                    self._inbox.put(message)
+        finally:
+            os._exit(0)
 
     # ------------------------------------------------------------------------------------ requests
 

@@ -28,7 +28,7 @@ from skyreels_rt.env import launched_rank, worker_environment
 from skyreels_rt.errors import InvalidArgument, WorkerFailed
 from skyreels_rt.job import JobSettings, rule_facts, settings_from
 from skyreels_rt.media.image import load_image
-from skyreels_rt.options import GenerateOptions, LiveOptions
+from skyreels_rt.options import GenerateOptions, LiveOptions, require_kinds
 from skyreels_rt.progress import ProgressBar
 from skyreels_rt.runtime.device import resolve_device
 from skyreels_rt.runtime.memory import MemoryEstimate
@@ -119,17 +119,13 @@ class WorkerEngine(VideoMaker):
 
         Takes and raises the same as :meth:`generate`.
         """
+        require_kinds(options)
         given: dict[str, Any] = {**options, "audio": audio}
         cancel, on_progress = given.pop("cancel", None), given.pop("on_progress", None)
         bar = None
         if on_progress is None:
             bar = on_progress = ProgressBar()
-        call = self._call("generate", given)
-        try:
-            return WorkerJob(self, call, on_progress, cancel, bar)
-        except KeyboardInterrupt:
-            call.abandon()
-            raise
+        return WorkerJob(self, self._call("generate", given), on_progress, cancel, bar)
 
     def open_session(self, **_: Unpack[LiveOptions]) -> NoReturn:
         """Live sessions are not there with workers yet.
@@ -266,7 +262,8 @@ class WorkerJob:
         self._cancel = cancel
         self._bar = bar
         self._messages = call.messages()
-        self._is_over = False
+        self._abandon = weakref.finalize(self, call.abandon)  # dropped, left early: once
+        self._abandon.atexit = False
         self.clock = StageClock()
         """Seconds by stage; of the workers once the job is done."""
         self.steps: tuple[StepRun, ...] = ()
@@ -313,16 +310,14 @@ class WorkerJob:
 
     def _finish(self) -> None:
         """Raise what any rank met."""
-        self._is_over = True
+        self._abandon.detach()
         self._call.result()
 
     def __enter__(self) -> WorkerJob:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if not self._is_over:
-            self._is_over = True
-            self._call.abandon()
+        self._abandon()
         if self._bar is not None:
             self._bar.close()
 

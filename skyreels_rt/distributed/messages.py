@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -53,23 +53,38 @@ class Message:
     arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
 
+def encoded(message: Message) -> list[bytes | memoryview]:
+    """A message as the bytes to write, one after the other.
+
+    Raises
+    ------
+    InvalidArgument
+        An array has another dtype than :data:`DTYPES`.
+    """
+    arrays = {name: _native(name, array) for name, array in message.arrays.items()}
+    shapes = [[name, str(array.dtype), array.shape] for name, array in arrays.items()]
+    line = json.dumps({"kind": message.kind, **message.facts, "arrays": shapes})
+    parts = [array.data.cast("B") for array in arrays.values() if array.size]
+    return [line.encode() + b"\n", *parts]
+
+
 def write_message(stream: BinaryIO, message: Message) -> None:
     """Write one message and flush it.
 
     Raises
     ------
     InvalidArgument
-        An array has another dtype than :data:`DTYPES`.
+        As :func:`encoded`; nothing was written.
     OSError
         The other side is gone.
     """
-    arrays = {name: _native(name, array) for name, array in message.arrays.items()}
-    shapes = [[name, str(array.dtype), array.shape] for name, array in arrays.items()]
-    line = {"kind": message.kind, **message.facts, "arrays": shapes}
-    stream.write(json.dumps(line).encode() + b"\n")
-    for array in arrays.values():
-        if array.size:
-            stream.write(array.data.cast("B"))
+    write_parts(stream, encoded(message))
+
+
+def write_parts(stream: BinaryIO, parts: Sequence[bytes | memoryview]) -> None:
+    """Write what :func:`encoded` gave and flush it; raises OSError if the other side is gone."""
+    for part in parts:
+        stream.write(part)
     stream.flush()
 
 

@@ -25,10 +25,11 @@ from numpy.typing import NDArray
 
 from skyreels_rt.distributed.messages import (
     Message,
+    encoded,
     error_facts,
     error_of,
     read_message,
-    write_message,
+    write_parts,
 )
 from skyreels_rt.distributed.worker_process import WorkerProcess
 from skyreels_rt.errors import (
@@ -187,6 +188,8 @@ class WorkerGroup:
 
         Raises
         ------
+        InvalidArgument
+            An array cannot be sent; nothing was.
         AdmissionRefused
             The request before it is not done.
         WorkerDied, WorkerTimeout
@@ -202,12 +205,13 @@ class WorkerGroup:
                     stage="worker",
                     hint="They take one at a time: finish or close the other, or load one more.",
                 )
+            given = {"request": self._request + 1, **(facts or {})}
+            parts = encoded(Message(kind, given, arrays or {}))
             self._request += 1
             self._grace_s = 0.0
             for worker in self._workers:
                 worker.error, worker.answer, worker.stall_s = None, None, 0.0
-            message = Message(kind, {"request": self._request, **(facts or {})}, arrays or {})
-        self._send(message)
+        self._send(parts)
         return Call(self)
 
     def cancel(self) -> None:
@@ -215,7 +219,7 @@ class WorkerGroup:
         with self._changed:
             if self._closed or self._fault is not None:
                 return
-        self._send(Message("cancel"))
+        self._send(encoded(Message("cancel")))
 
     def give_up(self) -> None:
         """Let the workers be ended; the group can be replaced."""
@@ -257,12 +261,12 @@ class WorkerGroup:
 
     # ---------------------------------------------------------------------------------- internals
 
-    def _send(self, message: Message) -> None:
+    def _send(self, parts: Sequence[bytes | memoryview]) -> None:
         """Write a message to every worker; one that is gone is the watching thread's matter."""
         try:
             with self._sending:
                 for worker in self._workers:
-                    write_message(worker.requests, message)
+                    write_parts(worker.requests, parts)
         except (OSError, ValueError):  # a closed pipe is a ValueError
             self._wait(lambda: not self._is_running())
             with self._changed:
@@ -354,7 +358,9 @@ class WorkerGroup:
         assert stream is not None
         while True:
             with self._changed:
-                self._reading = True
+                self._reading = not stream.closed
+            if stream.closed:
+                self._outcome()
             try:
                 message = read_message(stream)
             except BaseException:  # Ctrl-C: what follows of the message would be lost

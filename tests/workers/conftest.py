@@ -15,7 +15,7 @@ def is_running(pid: int) -> bool:
     """Whether the process exists and is no zombie."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
     return text.rsplit(")", 1)[1].split()[0] != "Z"
 
