@@ -202,20 +202,6 @@ def test_memory_that_runs_out_in_one_rank_then_a_death(small_model, alone, raise
         assert_gone(second)
 
 
-def test_closing_an_engine_with_an_open_stream(small_model, assert_gone):
-    engine = rt.Engine.from_pretrained(small_model, devices=["cpu"])
-    pids = pids_of(engine)
-    stream = engine.stream(**job(20.0))
-    next(stream)
-    engine.close()
-    assert_gone(pids)
-    with pytest.raises(errors.SessionStateError):
-        list(stream)
-    with pytest.raises(errors.SessionStateError):
-        engine.generate(**job())
-    engine.close()
-
-
 SCRIPT = """
 import sys, numpy as np, skyreels_rt as rt
 engine = rt.Engine.from_pretrained(sys.argv[1], devices=["cpu"])

@@ -51,8 +51,9 @@ def test_requests_and_arrays_reach_every_worker_and_come_back(group):
     assert [one.error for one in group.status()] == [None, None]
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSEGV])
+@pytest.mark.parametrize(
+    "rank, how", [(0, signal.SIGKILL), (1, signal.SIGKILL), (1, signal.SIGSEGV)]
+)
 def test_a_death_during_a_job_is_raised_now_and_ever_after(group, rank, how, assert_gone, raised):
     call = group.call("work_slowly", {"units": 1000})
     os.kill(group.status()[rank].pid, how)
@@ -181,6 +182,23 @@ def test_closing_ends_the_workers_and_every_call(group, assert_gone, raised):
     with pytest.raises(SessionStateError):
         group.call("echo")
     assert_gone([one.pid for one in group.status()])
+
+
+def test_closing_with_messages_unread(group, assert_gone):
+    call = group.call("flood", {"chunks": 100})
+    messages = call.messages()
+    next(messages)
+    group.close()
+    with pytest.raises(SessionStateError):
+        list(messages)
+    call.abandon()
+    group.close()
+
+
+def test_an_array_that_cannot_be_sent_leaves_the_group_as_it_was(group):
+    with pytest.raises(InvalidArgument, match="x: expected an array"):
+        group.call("echo", {}, {"x": np.zeros(2, complex)})
+    group.call("echo").result()
 
 
 def test_an_abandoned_job_that_does_not_stop_ends_the_group(group, monkeypatch, assert_gone):
