@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from skyreels_rt.config import TinyVAEConfig
 from skyreels_rt.models.vae import CacheShape, StepCaches, VideoVAE
 from skyreels_rt.models.vae_blocks import split_time
-from skyreels_rt.models.vae_pieces import DecoderPiece, num_weights, run_pieces
+from skyreels_rt.models.vae_pieces import DecoderPiece, run_pieces
 
 HALVES_TIME = (False, True, True)
 """Whether each of the three spatial halvings, from the pixel side, also halves time."""
@@ -154,7 +155,7 @@ class Decoder(nn.Module):
 
     def pieces(self) -> list[DecoderPiece]:
         """Blocks and the ways up between levels; frames (B, 3, 4, H, W) come out of the last."""
-        pieces = [DecoderPiece(lambda x, _, __: self.conv_in(x), 0, num_weights(self.conv_in))]
+        pieces = [DecoderPiece(lambda x, _, __: self.conv_in(x), 0, (self.conv_in,), 1)]
         frames, places = 1, 1
         stages = zip(self.levels, self.grows, self.ups, self.scales, strict=True)
         for level, grow, up, scale in stages:
@@ -163,8 +164,7 @@ class Decoder(nn.Module):
             frames *= 2 if isinstance(grow, FrameConv) else 1
             places *= scale**2
             pieces.append(_way_up(grow, cast(FrameConv, up), scale, frames * places))
-        work = num_weights(self.conv_out) * frames * places
-        return [*pieces, DecoderPiece(self._to_pixels, 0, work)]
+        return [*pieces, DecoderPiece(self._to_pixels, 0, (self.conv_out,), frames * places)]
 
     def _to_pixels(self, x: Tensor, latents: Tensor, caches: StepCaches) -> Tensor:  # noqa: ARG002
         y = _split_pixels(self.conv_out(F.silu(x)), self.patch_size)
@@ -220,14 +220,14 @@ class TinyVAE(VideoVAE):
             frames = last.run(x, latents, caches)
             return frames[:, :, -1:] if caches.is_first else frames
 
-        return (*pieces, DecoderPiece(run_last, last.num_caches, last.work))
+        return (*pieces, replace(last, run=run_last))
 
     def _decode_raw(self, latents: Tensor, caches: StepCaches) -> Tensor:
         return run_pieces(self.decoder_pieces(), latents, latents, caches)
 
 
 def _block_piece(block: MemoryBlock, places: int) -> DecoderPiece:
-    return DecoderPiece(lambda x, _, caches: block(x, caches), 1, num_weights(block) * places)
+    return DecoderPiece(lambda x, _, caches: block(x, caches), 1, (block,), places)
 
 
 def _way_up(grow: nn.Module, up: FrameConv, scale: int, places: int) -> DecoderPiece:
@@ -242,7 +242,7 @@ def _way_up(grow: nn.Module, up: FrameConv, scale: int, places: int) -> DecoderP
             x = _unfold(large, x.shape[0])
         return cast(Tensor, up(x))
 
-    return DecoderPiece(run, 0, num_weights(up) * places)
+    return DecoderPiece(run, 0, (up,), places)
 
 
 def _start_small(vae: nn.Module) -> None:

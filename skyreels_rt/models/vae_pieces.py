@@ -22,13 +22,22 @@ class DecoderPiece:
         to activations, in the end frames.
     num_caches : int
         Caches that it keeps, in the order of ``decoder_cache_shapes``.
-    work : int
-        Roughly proportional to its time: weights times places where they are applied.
+    modules : tuple of Module
+        Whose weights it applies.
+    places : int
+        Where they are applied: pixels and frames, counted in those of the latents.
     """
 
     run: Callable[[Tensor, Tensor, StepCaches], Tensor]
     num_caches: int
-    work: int
+    modules: tuple[nn.Module, ...]
+    places: int
+
+    @property
+    def work(self) -> int:
+        """Roughly proportional to its time."""
+        weights = (weight for module in self.modules for weight in module.parameters())
+        return self.places * sum(weight.numel() for weight in weights)
 
 
 def run_pieces(
@@ -38,11 +47,6 @@ def run_pieces(
     for piece in pieces:
         x = piece.run(x, latents, caches)
     return x
-
-
-def num_weights(*modules: nn.Module) -> int:
-    """Weights of modules, for :attr:`DecoderPiece.work`."""
-    return sum(weight.numel() for module in modules for weight in module.parameters())
 
 
 def balanced(work: Sequence[int], parts: int) -> list[range]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import cast
 
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ from skyreels_rt.models.vae_blocks import (
     Upsample,
     conv3d,
 )
-from skyreels_rt.models.vae_pieces import DecoderPiece, num_weights, run_pieces
+from skyreels_rt.models.vae_pieces import DecoderPiece, run_pieces
 
 Block = ResidualBlock | AttentionBlock | Downsample | Upsample
 
@@ -173,13 +174,12 @@ class Decoder(nn.Module):
     def pieces(self) -> list[DecoderPiece]:
         """First convolution, blocks, and last convolution: frames (B, 3, 1 or 4, H, W)."""
         places = 1
-        pieces = [_piece(self.conv_in.step, 1, num_weights(self.conv_in))]
+        pieces = [_piece(self.conv_in.step, 1, self.conv_in, 1)]
         for block in self.blocks():
             if isinstance(block, Upsample):
                 places *= 8 if block.double_time else 4
-            work = num_weights(block) * places
-            pieces.append(_piece(block, len(block.cache_shapes(1, 1)), work))
-        return [*pieces, _piece(self._to_pixels, 1, num_weights(self.conv_out) * places)]
+            pieces.append(_piece(block, len(block.cache_shapes(1, 1)), block, places))
+        return [*pieces, _piece(self._to_pixels, 1, self.conv_out, places)]
 
     def _to_pixels(self, x: Tensor, caches: StepCaches) -> Tensor:
         return self.conv_out.step(self.norm_out(x), caches)
@@ -244,14 +244,16 @@ class WanVAE(VideoVAE):
         def run_first(x: Tensor, latents: Tensor, caches: StepCaches) -> Tensor:
             return first.run(self.post_quant_conv(x), latents, caches)
 
-        return (DecoderPiece(run_first, first.num_caches, first.work), *pieces)
+        return (replace(first, run=run_first), *pieces)
 
     def _decode_raw(self, latents: Tensor, caches: StepCaches) -> Tensor:
         return run_pieces(self.decoder_pieces(), latents, latents, caches)
 
 
-def _piece(run: Callable[[Tensor, StepCaches], Tensor], num_caches: int, work: int) -> DecoderPiece:
-    return DecoderPiece(lambda x, _, caches: run(x, caches), num_caches, work)
+def _piece(
+    run: Callable[[Tensor, StepCaches], Tensor], num_caches: int, module: nn.Module, places: int
+) -> DecoderPiece:
+    return DecoderPiece(lambda x, _, caches: run(x, caches), num_caches, (module,), places)
 
 
 def _cache_shapes(network: Encoder | Decoder, height: int, width: int) -> tuple[CacheShape, ...]:
