@@ -110,6 +110,7 @@ class WorkerEngine(VideoMaker):
             "start_s": self._timeouts.start_s,
             "exchange_s": _EXCHANGE_STEPS * self._timeouts.step_s,
         }
+        self._calling = threading.Lock()
         self._group, self._facts = self._started()
 
     # ------------------------------------------------------------------------------------- jobs
@@ -225,10 +226,11 @@ class WorkerEngine(VideoMaker):
         if image is not None and not isinstance(image, str | Path):
             given["image"] = load_image(image)
         facts, arrays = pack_options(given)
-        if not self._group.is_usable:
-            self._group.close()
-            self._group, self._facts = self._started()
-        return self._group.call(kind, {"options": facts}, arrays)
+        with self._calling:
+            if not self._group.is_usable:
+                self._group.close()
+                self._group, self._facts = self._started()
+            return self._group.call(kind, {"options": facts}, arrays)
 
 
 class WorkerJob:

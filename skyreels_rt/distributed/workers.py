@@ -176,7 +176,7 @@ class WorkerGroup:
         False after an error that left the workers out of step: the group was ended, and a new one
         can do what is asked next.
         """
-        return self._is_usable
+        return self._closed or (self._is_usable and not isinstance(self._fault, WorkerFailed))
 
     def call(
         self,
@@ -253,7 +253,11 @@ class WorkerGroup:
             self._closed = True
             self._changed.notify_all()
         self._thread.join()
-        self._end(patience_s=_LEAVE_S)
+        # Whoever is still sending waits for a worker that does not listen.
+        is_idle = self._sending.acquire(timeout=_TICK_S)
+        if is_idle:
+            self._sending.release()
+        self._end(patience_s=_LEAVE_S if is_idle else 0.0)
         for worker in self._workers:
             os.close(worker.status)
             if worker.data is not None and not self._reading:

@@ -169,8 +169,22 @@ def test_an_error_of_one_rank_does_not_wait_for_those_that_wait_for_it(
     assert_gone([one.pid for one in group.status()])
 
 
-def test_a_worker_that_babbles_is_a_fault(group, raised):
+def test_a_worker_that_babbles_is_a_fault_of_which_new_workers_know_nothing(group, raised):
     raised(group.call("babble", {"ranks": [1]}).result, WorkerFailed)
+    assert not group.is_usable
+
+
+def test_closing_does_not_wait_for_a_worker_that_takes_no_request(group):
+    os.kill(group.status()[0].pid, signal.SIGSTOP)
+    large = {"x": np.zeros(1 << 20)}
+    sender = threading.Thread(
+        target=lambda: pytest.raises(Exception, group.call, "echo", {}, large)
+    )
+    sender.start()
+    time.sleep(0.2)
+    group.close()
+    sender.join(5)
+    assert len(raised_in_sender) == 1
 
 
 def test_closing_ends_the_workers_and_every_call(group, assert_gone, raised):
