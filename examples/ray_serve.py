@@ -1,4 +1,4 @@
-"""Replicas behind Ray Serve, an engine each; needs `pip install 'ray[serve]'`.
+"""Replicas behind Ray Serve, an engine each.
 
     python examples/ray_serve.py demo-fast 2       # model, replicas
     curl --data-binary @speech.wav 'localhost:8000/?portrait=mira' -o out.mp4
@@ -30,8 +30,7 @@ class Portraits:
     """One replica."""
 
     def __init__(self, model: str, devices: tuple[str, ...] | None = None) -> None:
-        load = rt.Engine.from_pretrained
-        self._engine = load(model, devices=devices) if devices else load(model)
+        self._engine = rt.Engine.from_pretrained(model, devices=devices)
 
     def check_health(self) -> None:
         """Raise if a worker is gone."""
@@ -66,10 +65,10 @@ class Portraits:
 
 def main(model: str = "demo-fast", replicas: str = "1") -> None:
     """Serve until Ctrl-C."""
-    from ray import serve
+    from ray import serve  # pip install 'ray[serve]'
 
-    one_each = {"num_replicas": int(replicas), "max_ongoing_requests": 1}
-    deployment = serve.deployment(Portraits).options(**one_each)  # GPUs: ray_actor_options
+    # On GPUs also ray_actor_options={"num_gpus": 1}.
+    deployment = serve.deployment(num_replicas=int(replicas), max_ongoing_requests=1)(Portraits)
     serve.run(deployment.bind(model))
     with suppress(KeyboardInterrupt):
         signal.pause()

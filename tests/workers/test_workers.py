@@ -177,9 +177,14 @@ def test_a_worker_that_babbles_is_a_fault_of_which_new_workers_know_nothing(grou
 def test_closing_does_not_wait_for_a_worker_that_takes_no_request(group):
     os.kill(group.status()[0].pid, signal.SIGSTOP)
     large = {"x": np.zeros(1 << 20)}
-    sender = threading.Thread(
-        target=lambda: pytest.raises(Exception, group.call, "echo", {}, large)
-    )
+    raised_in_sender = []
+
+    def send():
+        with pytest.raises(SessionStateError) as caught:
+            group.call("echo", {}, large)
+        raised_in_sender.append(caught.value)
+
+    sender = threading.Thread(target=send)
     sender.start()
     time.sleep(0.2)
     group.close()
