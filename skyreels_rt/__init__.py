@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from skyreels_rt.distributed.parallel import Parallel
+    from skyreels_rt.distributed.workers import Timeouts
     from skyreels_rt.engine import Engine, Health
     from skyreels_rt.errors import SkyReelsError
     from skyreels_rt.live.asynchronous import AsyncSession
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from skyreels_rt.runtime.teacache import TeaCache
     from skyreels_rt.types import FrameChunk, LoadProgress, Progress
     from skyreels_rt.weights.lora import Lora
+    from skyreels_rt.worker_engine import WorkerEngine
 
 __version__ = "0.1.0"
 
@@ -52,7 +54,9 @@ __all__ = [
     "SkyReelsError",
     "StepMask",
     "TeaCache",
+    "Timeouts",
     "Video",
+    "WorkerEngine",
     "__version__",
 ]
 
@@ -76,7 +80,9 @@ _HOMES = {
     "SkyReelsError": "skyreels_rt.errors",
     "StepMask": "skyreels_rt.runtime.step_cache",
     "TeaCache": "skyreels_rt.runtime.teacache",
+    "Timeouts": "skyreels_rt.distributed.workers",
     "Video": "skyreels_rt.media.video",
+    "WorkerEngine": "skyreels_rt.worker_engine",
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -13,9 +14,11 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from skyreels_rt import cli_convert, cli_live, cli_weights
+from skyreels_rt import cli_convert, cli_live, cli_parallel, cli_weights
+from skyreels_rt.errors import InvalidArgument
 from skyreels_rt.terminal import (
     Device,
+    Devices,
     Dtype,
     JsonFile,
     Kernels,
@@ -24,6 +27,7 @@ from skyreels_rt.terminal import (
     byte_bar,
     command_line,
     console,
+    device_list,
     errors_as_exit_codes,
     parse_loras,
     report_table,
@@ -31,12 +35,14 @@ from skyreels_rt.terminal import (
 )
 
 if TYPE_CHECKING:
-    from skyreels_rt.engine import Engine
+    from skyreels_rt.distributed.parallel import Parallel
     from skyreels_rt.offline import GenerationSummary
     from skyreels_rt.options import GenerateOptions
+    from skyreels_rt.pretrained import LoadOptions
     from skyreels_rt.runtime.magcache import MagCache
     from skyreels_rt.runtime.teacache import TeaCache
     from skyreels_rt.types import Progress as JobProgress
+    from skyreels_rt.video_maker import VideoMaker
 
 app = typer.Typer(
     help="Talking portraits from speech.", no_args_is_help=True, pretty_exceptions_enable=False
@@ -55,6 +61,8 @@ app.command("convert")(cli_convert.convert)
 bench_app.command("stream")(cli_live.bench_stream)
 app.command("estimate")(cli_weights.estimate)
 bench_app.command("quantization")(cli_weights.bench_quantization)
+bench_app.command("parallel")(cli_parallel.bench_parallel)
+bench_app.command("scaling")(cli_parallel.bench_scaling)
 
 
 @app.command()
@@ -91,6 +99,7 @@ def generate(
     quantization: cli_weights.Quantization = None,
     offload: cli_weights.Offload = False,
     device: Device = "auto",
+    devices: Devices = None,
     dtype: Dtype = "auto",
     kernels: Kernels = "auto",
     lora: Annotated[
@@ -99,7 +108,8 @@ def generate(
     teacache: Teacache = None,
     magcache: Magcache = None,
     parallel: Annotated[
-        str | None, typer.Option(help='Under torchrun: axes such as "window=2,ulysses=2".')
+        str | None,
+        typer.Option(help='With --devices or torchrun: axes such as "window=2,ulysses=2".'),
     ] = None,
     json_file: JsonFile = None,
 ) -> None:
@@ -124,7 +134,6 @@ def generate(
         "long_form": long_form,
     }
     with errors_as_exit_codes():
-        from skyreels_rt.engine import Engine
         from skyreels_rt.pretrained import TINY_NAME
         from skyreels_rt.report import require_writable
 
@@ -132,13 +141,15 @@ def generate(
 
         if json_file is not None:
             require_writable(json_file)
-        with byte_bar() as show:
-            engine = Engine.from_pretrained(
-                model, device=device, dtype=dtype, kernels=cast("Plan", kernels),
-                quantization=quantization, offload=offload, loras=parse_loras(lora),
-                parallel=requested_axes(parallel), on_progress=show,
-            )  # fmt: skip
-        if engine.components.name == TINY_NAME:
+        load: LoadOptions = {
+            "dtype": dtype,
+            "kernels": cast("Plan", kernels),
+            "quantization": quantization,
+            "offload": offload,
+            "loras": parse_loras(lora),
+        }
+        engine = _open_engine(model, device, devices, requested_axes(parallel), load)
+        if engine.facts.name == TINY_NAME:
             console.print(f"{TINY_NAME}: random weights, the picture will be noise", style="dim")
         summary = _generate_with_bar(engine, output, audio, options)
         console.print(
@@ -147,10 +158,9 @@ def generate(
             markup=False,
             soft_wrap=True,
         )
-        if json_file is not None and (engine.mesh is None or engine.mesh.is_writer):
+        if json_file is not None and engine.writes_files:
             _write_generate_report(json_file, engine, summary)
-        if engine.mesh is not None:
-            engine.mesh.close()
+        engine.close()
 
 
 @app.command()
@@ -443,8 +453,24 @@ def _bar() -> Progress:
     )
 
 
+def _open_engine(
+    model: str, device: str, devices: str | None, parallel: Parallel | None, load: LoadOptions
+) -> VideoMaker:
+    """Engine in this process, or of worker processes where ``devices`` names them."""
+    from skyreels_rt.engine import Engine
+
+    if devices is None:
+        with byte_bar() as show:
+            return Engine.from_pretrained(
+                model, device=device, parallel=parallel, on_progress=show, **load
+            )
+    if device != "auto":
+        raise InvalidArgument("--device", expected="none beside --devices", got=device)
+    return Engine.from_pretrained(model, devices=device_list(devices), parallel=parallel, **load)
+
+
 def _generate_with_bar(
-    engine: Engine, output: Path, audio: str, options: dict[str, Any]
+    engine: VideoMaker, output: Path, audio: str, options: dict[str, Any]
 ) -> GenerationSummary:
     """Run the job with a rich progress bar."""
     with _bar() as bar:
@@ -461,16 +487,15 @@ def _generate_with_bar(
         return engine.generate_file(output, audio, **given)
 
 
-def _write_generate_report(path: Path, engine: Engine, summary: GenerationSummary) -> None:
+def _write_generate_report(path: Path, engine: VideoMaker, summary: GenerationSummary) -> None:
     """Write the report of one job in the shared format."""
     import resource
-
-    import torch
 
     from skyreels_rt.job import settings_facts
     from skyreels_rt.report import Report, Row
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RSS_UNIT
+    peak = max([peak, *(one.usage["peak_rss"] for one in engine.workers)])
     rows = [
         Row("generate.frames", summary.num_frames, "frames", better="higher"),
         Row("generate.seconds", summary.seconds, "s"),
@@ -484,17 +509,18 @@ def _write_generate_report(path: Path, engine: Engine, summary: GenerationSummar
     ]
     Report(
         command=command_line(),
-        device=str(engine.components.device),
-        threads=torch.get_num_threads(),
-        kernel_plan=engine.components.plan.to_json(),
+        device=engine.facts.device,
+        threads=engine.facts.threads,
+        kernel_plan=engine.facts.kernel_plan,
         rows=rows,
         details={
-            "model": engine.components.name,
+            "model": engine.facts.name,
             "settings": settings_facts(summary.settings),
             "steps": [
                 {"start": run.start, "stop": run.stop, "windows": run.windows, "computed": run.text}
                 for run in summary.steps
             ],
+            "ranks": [asdict(one) for one in engine.workers],
         },
     ).write(path)
 

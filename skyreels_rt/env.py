@@ -89,3 +89,9 @@ def launched_rank() -> LaunchedRank | None:
 def triton_interprets() -> bool:
     """Whether Triton was told to interpret its kernels (``TRITON_INTERPRET=1``)."""
     return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def worker_environment() -> dict[str, str]:
+    """Environment of worker processes: this one's, without what torchrun set for this process."""
+    launched = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK")
+    return {name: value for name, value in os.environ.items() if name not in launched}

@@ -177,3 +177,66 @@ class OutputError(SkyReelsError, OSError):
     """The output file cannot be written; nothing is left under its final name."""
 
     code = "output"
+
+
+class OutOfMemory(SkyReelsError, RuntimeError):
+    """A job needs more memory than there is; nothing of it is kept, and the engine stays usable."""
+
+    code = "out_of_memory"
+
+
+class WorkerDied(SkyReelsError, RuntimeError):
+    """A worker process ended on its own; its group was ended, too, and takes no more calls.
+
+    Attributes
+    ----------
+    rank : int
+        Which worker.
+    signal : int or None
+        Signal that ended it (9 is also how the kernel ends what takes too much memory); None
+        if it exited.
+    exit_code : int or None
+        Its exit code; None if a signal ended it.
+    """
+
+    code = "worker_died"
+
+    def __init__(self, rank: int, signal: int | None, exit_code: int | None = None) -> None:
+        how = f"signal {signal}" if signal is not None else f"exit code {exit_code}"
+        super().__init__(
+            f"Worker {rank} died ({how}).",
+            stage="worker",
+            hint="Load the engine again; what the worker last said is on standard error.",
+        )
+        self.rank = rank
+        self.signal = signal
+        self.exit_code = exit_code
+
+
+class WorkerTimeout(SkyReelsError, TimeoutError):
+    """A worker gave no sign of life, or got no further; its group was ended.
+
+    Attributes
+    ----------
+    rank : int
+        Which worker.
+    seconds : float
+        How long nothing came.
+    """
+
+    code = "worker_timeout"
+
+    def __init__(self, rank: int, seconds: float, what: str) -> None:
+        super().__init__(
+            f"Worker {rank} {what} for {seconds:.1f} s.",
+            stage="worker",
+            hint="Load the engine again; `timeouts` sets how long is waited.",
+        )
+        self.rank = rank
+        self.seconds = seconds
+
+
+class WorkerFailed(SkyReelsError, RuntimeError):
+    """A worker met an error that has no type of its own; the next call starts new workers."""
+
+    code = "worker_failed"

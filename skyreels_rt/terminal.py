@@ -34,8 +34,19 @@ console = Console(stderr=True, highlight=False)
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write a JSON report here.")]
 Model = Annotated[str, typer.Option(help='Model folder, or "demo", "demo-fast" or "tiny-random".')]
 Device = Annotated[str, typer.Option(help='"auto", "cpu" or "cuda[:n]".')]
+Devices = Annotated[
+    str | None,
+    typer.Option(
+        help='One worker process each: "cpu,cpu" or "cuda:0,cuda:1", instead of --device.'
+    ),
+]
 Dtype = Annotated[str, typer.Option(help='"auto", "float32", "bfloat16" or "float16".')]
 Kernels = Annotated[str, typer.Option(help='"auto" or "reference".')]
+
+
+def device_list(text: str) -> list[str]:
+    """Devices of an option, with commas between them."""
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def report_table(report: Report) -> Table:

@@ -4,9 +4,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
+from skyreels_rt.config import TransformerConfig
 from skyreels_rt.errors import InvalidArgument
+
+if TYPE_CHECKING:
+    from skyreels_rt.distributed.cost_model import Hardware, StepShape
+
+
+class LoadedModel(Protocol):
+    """An engine, as :meth:`Parallel.suggest` sees it."""
+
+    @property
+    def components(self) -> object:
+        """Parts of the model; ``components.transformer.config`` has its sizes."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +65,39 @@ class Parallel:
                 expected="1 to 3: a step has no more passes",
                 got=self.guidance,
             )
+
+    @classmethod
+    def suggest(
+        cls,
+        model: TransformerConfig | LoadedModel,
+        shape: StepShape,
+        num_gpus: int,
+        *,
+        hardware: Hardware | None = None,
+    ) -> Parallel:
+        """The mesh that :mod:`skyreels_rt.distributed.cost_model` predicts to be fastest.
+
+        Parameters
+        ----------
+        model : TransformerConfig or Engine
+            Sizes of the transformer.
+        shape : StepShape
+            Sizes of a step; :meth:`Engine.step_shape` gives those of a job.
+        num_gpus : int
+            Ranks.
+        hardware : Hardware, optional
+            GPUs and links; H200s by default.
+
+        Raises
+        ------
+        InvalidMesh
+            The step cannot be spread over so many.
+        """
+        from skyreels_rt.distributed.cost_model import H200, fastest
+
+        if not isinstance(model, TransformerConfig):
+            model = cast("TransformerConfig", cast("Any", model.components).transformer.config)
+        return fastest(model, shape, num_gpus, hardware or H200)[0].parallel
 
     @property
     def world_size(self) -> int:

@@ -20,5 +20,8 @@ class StageClock:
         try:
             yield
         finally:
-            elapsed = time.perf_counter() - start
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + elapsed
+            self.add(stage, time.perf_counter() - start)
+
+    def add(self, stage: str, seconds: float) -> None:
+        """Count seconds that were measured elsewhere towards ``stage``."""
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds

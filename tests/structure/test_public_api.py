@@ -14,11 +14,12 @@ NAMES = [
     "Interruption",
     "LiveOptions", "LiveSession", "LoadProgress", "Lora", "MagCache",
     "MemoryEstimate", "Parallel", "Progress", "QuantPolicy", "SkyReelsError", "StepMask",
-    "TeaCache", "Video", "__version__",
+    "TeaCache", "Timeouts", "Video", "WorkerEngine", "__version__",
 ]  # fmt: skip
 
 AUDIO = "(self, audio: 'str | Path | NDArray[Any]', **options: 'Unpack[GenerateOptions]')"
 ENGINE = {
+    "close": "(self) -> 'None'",
     "components": None,
     "describe": "(self) -> 'str'",
     "estimate": (
@@ -26,24 +27,29 @@ ENGINE = {
     ),
     "from_pretrained": (
         "(model: 'str | Path', *, device: 'str | torch.device' = 'auto', "
-        "dtype: 'str | torch.dtype' = 'auto', "
-        "kernels: \"Literal['auto', 'reference'] | Mapping[str, str]\" = 'auto', "
-        "quantization: 'str | QuantPolicy | None' = None, offload: 'bool' = False, "
-        "max_sessions: 'int' = 64, parallel: 'Parallel | Mesh | None' = None, "
-        "loras: 'Sequence[Lora]' = (), revision: 'str | None' = None, "
-        "offline: 'bool' = False, on_progress: 'LoadCallback | None' = None) -> 'Engine'"
+        "devices: 'Sequence[str | torch.device] | None' = None, "
+        "parallel: 'Parallel | Mesh | None' = None, timeouts: 'Timeouts | None' = None, "
+        "max_sessions: 'int' = 64, on_progress: 'LoadCallback | None' = None, "
+        "**options: 'Unpack[LoadOptions]') -> 'Engine | WorkerEngine'"
     ),
+    "facts": None,
     "generate": f"{AUDIO} -> 'Video'",
     "generate_file": AUDIO.replace("(self, ", "(self, path: 'str | Path', ")
     + " -> 'GenerationSummary'",
     "health": "(self) -> 'Health'",
     "mesh": None,
     "metrics": "(self) -> 'str'",
+    "open_job": (
+        "(self, audio: 'str | Path | NDArray[Any]', options: 'GenerateOptions') -> 'OfflineJob'"
+    ),
+    "step_shape": ("(self, seconds: 'float', **options: 'Unpack[GenerateOptions]') -> 'StepShape'"),
     "open_session": "(self, **options: 'Unpack[LiveOptions]') -> 'LiveSession'",
     "restore_session": (
         "(self, snapshot: 'bytes | str | Path', **options: 'Unpack[LiveOptions]') -> 'LiveSession'"
     ),
     "warmup": "(self) -> 'float'",
+    "workers": None,
+    "writes_files": None,
     "stream": f"{AUDIO} -> 'Iterator[FrameChunk]'",
 }
 
@@ -60,7 +66,7 @@ GENERATE_FLAGS = {
     "--guidance-form", "--text-guidance-scale", "--audio-guidance-scale", "--solver",
     "--shift", "--height", "--width", "--horizon", "--seed", "--device", "--dtype", "--kernels",
     "--json", "--teacache", "--magcache", "--color-correction", "--long-form", "--lora",
-    "--quantization", "--offload", "--parallel",
+    "--quantization", "--offload", "--devices", "--parallel",
 }  # fmt: skip
 
 LIVE_OPTIONS = (OPTIONS - {"cancel", "long_form", "on_progress", "sample_rate"}) | {
@@ -76,6 +82,8 @@ ERRORS = {
     "MissingDependency": "missing_dependency", "ModelError": "model",
     "NonFinite": "non_finite", "OutputError": "output", "SkyReelsError": "error",
     "UnsupportedKernel": "unsupported_kernel", "WeightsMismatch": "weights_mismatch",
+    "OutOfMemory": "out_of_memory", "WorkerDied": "worker_died", "WorkerFailed": "worker_failed",
+    "WorkerTimeout": "worker_timeout",
 }  # fmt: skip
 
 
@@ -117,7 +125,7 @@ def test_command_line():
         "convert",
     }  # fmt: skip
     assert set(command.commands["bench"].commands) == {
-        "kernels", "quantization", "step", "stream", "teacache",
+        "kernels", "parallel", "quantization", "scaling", "step", "stream", "teacache",
     }  # fmt: skip
     for name, expected in (
         ("generate", GENERATE_FLAGS), ("eval", EVAL_FLAGS), ("train", TRAIN_FLAGS),
