@@ -151,11 +151,8 @@ class Components:
     @property
     def num_bytes(self) -> int:
         """Bytes of transformer and VAE weights, the parts that every step and frame needs."""
-        return sum(
-            parameter.numel() * parameter.element_size()
-            for module in (self.transformer, self.vae)
-            for parameter in module.parameters()
-        )
+        weights = self.transformer.parameters()
+        return self.vae.num_bytes + sum(one.numel() * one.element_size() for one in weights)
 
     @property
     def timeline(self) -> Timeline:

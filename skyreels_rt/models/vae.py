@@ -149,17 +149,34 @@ class VideoVAE(nn.Module, ABC):
         """Shapes of the decoder's caches for frames of ``height`` x ``width`` pixels."""
 
     @abstractmethod
-    def _encode_raw(self, frames: Tensor, caches: StepCaches) -> Tensor:
-        """Raw latents (B, C, 1, h, w) of the frames of one step."""
+    def _encode(self, frames: Tensor, cache: VAECache | None) -> tuple[Tensor, VAECache]:
+        """Compute :meth:`encode_step`, its arguments checked."""
 
     @abstractmethod
-    def _decode_raw(self, latents: Tensor, caches: StepCaches) -> Tensor:
-        """Frames (B, 3, F, H, W), not clamped, of the raw latents of one step."""
+    def _decode(
+        self, latents: Tensor, cache: VAECache | None, clamp: bool
+    ) -> tuple[Tensor, VAECache]:
+        """Compute :meth:`decode_step`, its arguments checked."""
 
     @property
     def dtype(self) -> torch.dtype:
         """Data type of the weights; inputs are converted to it, outputs have it."""
         return next(self.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs are expected and outputs are."""
+        return self.latents_mean.device
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the weights."""
+        return sum(weight.numel() * weight.element_size() for weight in self.parameters())
+
+    @property
+    def runner(self) -> str:
+        """Who computes: two VAEs of equal weights and runners give equal bytes."""
+        return "torch"
 
     def encode_step(self, frames: Tensor, cache: VAECache | None = None) -> tuple[Tensor, VAECache]:
         """Encode the frames of one latent.
@@ -187,10 +204,7 @@ class VideoVAE(nn.Module, ABC):
         self._check_frames(frames, str(num_frames), frames.shape[2:3] == (num_frames,))
         height, width = frames.shape[-2:]
         _check_cache(cache, self.encoder_cache_shapes(height, width), frames.shape[0])
-        caches = StepCaches(cache)
-        raw = self._encode_raw(_channels_last(frames, self.dtype), caches)
-        latents = (raw.float() - self.latents_mean) / self.latents_std
-        return latents.to(self.dtype), caches.finish()
+        return self._encode(frames, cache)
 
     def decode_step(
         self, latents: Tensor, cache: VAECache | None = None, *, clamp: bool = True
@@ -222,10 +236,7 @@ class VideoVAE(nn.Module, ABC):
         self._check_latents(latents, "1", latents.shape[2:3] == (1,))
         height, width = (self.spatial_stride * size for size in latents.shape[-2:])
         _check_cache(cache, self.decoder_cache_shapes(height, width), latents.shape[0])
-        caches = StepCaches(cache)
-        raw = latents.float() * self.latents_std + self.latents_mean
-        frames = self._decode_raw(_channels_last(raw, self.dtype), caches)
-        return (frames.clamp(-1.0, 1.0) if clamp else frames), caches.finish()
+        return self._decode(latents, cache, clamp)
 
     def encode(self, frames: Tensor) -> Tensor:
         """Encode a clip: :meth:`encode_step` over its frames.
@@ -331,6 +342,35 @@ class VideoVAE(nn.Module, ABC):
                 expected=f"shape (B, {self.latent_channels}, n, h, w) with n {count}",
                 got=tuple(latents.shape),
             )
+
+
+class TorchVAE(VideoVAE):
+    """A video VAE computed by torch modules.
+
+    Takes the arguments of :class:`VideoVAE`.
+    """
+
+    @abstractmethod
+    def _encode_raw(self, frames: Tensor, caches: StepCaches) -> Tensor:
+        """Raw latents (B, C, 1, h, w) of the frames of one step."""
+
+    @abstractmethod
+    def _decode_raw(self, latents: Tensor, caches: StepCaches) -> Tensor:
+        """Frames (B, 3, F, H, W), not clamped, of the raw latents of one step."""
+
+    def _encode(self, frames: Tensor, cache: VAECache | None) -> tuple[Tensor, VAECache]:
+        caches = StepCaches(cache)
+        raw = self._encode_raw(_channels_last(frames, self.dtype), caches)
+        latents = (raw.float() - self.latents_mean) / self.latents_std
+        return latents.to(self.dtype), caches.finish()
+
+    def _decode(
+        self, latents: Tensor, cache: VAECache | None, clamp: bool
+    ) -> tuple[Tensor, VAECache]:
+        caches = StepCaches(cache)
+        raw = latents.float() * self.latents_std + self.latents_mean
+        frames = self._decode_raw(_channels_last(raw, self.dtype), caches)
+        return (frames.clamp(-1.0, 1.0) if clamp else frames), caches.finish()
 
 
 def _column(values: tuple[float, ...], device: torch.device) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from skyreels_rt.config import WanVAEConfig
 from skyreels_rt.errors import InvalidArgument
 from skyreels_rt.kernels import KernelPlan
-from skyreels_rt.models.vae import CacheShape, StepCaches, VideoVAE
+from skyreels_rt.models.vae import CacheShape, StepCaches, TorchVAE
 from skyreels_rt.models.vae_blocks import (
     TIME_CONTEXT,
     AttentionBlock,
@@ -181,7 +181,7 @@ class Decoder(nn.Module):
         return [*self.mid_block.blocks(), *itertools.chain.from_iterable(ups)]
 
 
-class WanVAE(VideoVAE):
+class WanVAE(TorchVAE):
     """Wan2.1's VAE: 8 x 8 pixels and 4 frames a latent, two cached frames per convolution.
 
     Parameters
