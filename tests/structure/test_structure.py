@@ -23,6 +23,7 @@ RANKS = [
     {"bench", "doctor", "training", "evaluation", "calibration"},
     {"streaming"},
     {"engine", "export", "report"},
+    {"pretrained", "scene", "estimate"},
     {"options", "offline"},
     {"live", "progress"},
     {"session", "testing"},
@@ -40,7 +41,7 @@ RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}
 SIDEWAYS = {
     ("bench", "report"), ("doctor", "report"), ("config", "errors"), ("env", "errors"),
     ("bench", "evaluation"),  # what a step cache costs is measured as `eval` measures
-    ("engine", "testing"),  # "tiny-random" is a model like any other, loaded lazily
+    ("pretrained", "testing"),  # "tiny-random" is a model like any other, loaded lazily
     ("testing", "kernels"),
 }  # fmt: skip
 
