@@ -13,6 +13,7 @@ import torch
 
 from skyreels_rt.config import config_from_dict
 from skyreels_rt.errors import InvalidArgument, ModelError
+from skyreels_rt.kernels import KernelPlan
 from skyreels_rt.models.tiny_vae import TinyVAE
 from skyreels_rt.models.vae import VAECache, VideoVAE
 from skyreels_rt.models.wan_vae import WanVAE
@@ -52,8 +53,8 @@ class GraphFacts:
         ONNX opset.
     num_caches : int
         Cache tensors a step hands on.
-    versions : dict
-        Package versions that made the file.
+    versions : tuple of str
+        Packages that made the file, as ``name==version``.
     """
 
     format: int
@@ -65,7 +66,7 @@ class GraphFacts:
     width: int | None
     opset: int
     num_caches: int
-    versions: dict[str, str]
+    versions: tuple[str, ...]
 
     def to_json(self) -> str:
         """The facts as JSON text."""
@@ -157,6 +158,23 @@ def require_exportable(vae: VideoVAE) -> WanVAE | TinyVAE:
         expected=f"one of {', '.join(kind.__name__ for kind in EXPORTABLE)}",
         got=type(vae).__name__,
     )
+
+
+def without_weights(vae: VideoVAE) -> WanVAE | TinyVAE:
+    """A VAE of the same sizes on the meta device, of torch's own operators alone."""
+    given = require_exportable(vae)
+    plan = KernelPlan.choose("cpu", torch.float32, "reference")
+    with torch.device("meta"):
+        return WanVAE(given.config, plan) if isinstance(given, WanVAE) else TinyVAE(given.config)
+
+
+def plain_copy(vae: VideoVAE, dtype: torch.dtype) -> WanVAE | TinyVAE:
+    """``vae`` in ``dtype`` on its device, of torch's own operators alone."""
+    plain = without_weights(vae)
+    weights = {name: weight.to(dtype) for name, weight in vae.state_dict().items()}
+    plain.load_state_dict(weights, assign=True)
+    plain.to(vae.device)
+    return plain.eval().requires_grad_(False)
 
 
 def step_inputs(graph: GraphName, first: Any, cache: VAECache | None) -> dict[str, Any]:

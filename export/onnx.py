@@ -8,7 +8,6 @@ every type: in float16 their floor would be zero and all-zero latents would give
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -26,19 +25,16 @@ from skyreels_rt.export.facts import (
     GraphName,
     model_hash,
     output_names,
-    require_exportable,
+    plain_copy,
     step_inputs,
 )
-from skyreels_rt.kernels import KernelPlan
-from skyreels_rt.models.tiny_vae import TinyVAE
 from skyreels_rt.models.vae import VideoVAE
-from skyreels_rt.models.wan_vae import WanVAE
 from skyreels_rt.report import versions
 
 if TYPE_CHECKING:
     from torch.onnx import ONNXProgram
 
-MIN_OPSET, DEFAULT_OPSET, MAX_OPSET = 18, 20, 23
+MIN_OPSET, DEFAULT_OPSET, BFLOAT16_OPSET, MAX_OPSET = 18, 20, 22, 23
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 EXTERNAL_ABOVE = 2**31 - 2**24
 """Bytes of weights from which they go into a file beside the graph; protobuf ends at 2 GiB."""
@@ -53,7 +49,7 @@ def export_vae(
     *,
     size: tuple[int, int] | None,
     dtype: torch.dtype = torch.float32,
-    opset: int = DEFAULT_OPSET,
+    opset: int | None = None,
     graphs: tuple[GraphName, ...] = GRAPHS,
     external_above: int = EXTERNAL_ABOVE,
     on_graph: Callable[[GraphName], None] | None = None,
@@ -71,8 +67,8 @@ def export_vae(
         Height and width of the frames in pixels, multiples of 8; None leaves them open.
     dtype : torch.dtype
         Type of weights, inputs and outputs: float32, bfloat16 or float16.
-    opset : int
-        18 to 23.
+    opset : int, optional
+        18 to 23, from 22 for bfloat16; by default 20, or 22 for bfloat16.
     graphs : tuple of str
         Which of :data:`GRAPHS`.
     external_above : int
@@ -94,10 +90,12 @@ def export_vae(
     OutputError
         A file cannot be written.
     """
-    _check(size, dtype, opset)
+    least = BFLOAT16_OPSET if dtype == torch.bfloat16 else MIN_OPSET
+    opset = max(least, DEFAULT_OPSET) if opset is None else opset
+    _check(size, dtype, opset, least)
     _require_packages()
     expected_hash = model_hash(vae)
-    plain = _plain_copy(vae, dtype)
+    plain = plain_copy(vae, dtype).to("cpu")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -117,7 +115,7 @@ def export_vae(
             width=size[1] if size else None,
             opset=opset,
             num_caches=num_caches,
-            versions=versions(),
+            versions=tuple(f"{name}=={version}" for name, version in versions().items()),
         )
         program.model.metadata_props[FACTS_KEY] = facts.to_json()
         files.append(_save(program, folder / f"{graph}.onnx", external_above))
@@ -191,18 +189,7 @@ def _dynamic(inputs: dict[str, Tensor], rows: int, columns: int) -> Any:
         return {dim: named if times == 1 else times * named for dim, named, times in at}
 
     first, *cache = inputs.values()
-    return (sizes(first), tuple(sizes(one) for one in cache))
-
-
-def _plain_copy(vae: VideoVAE, dtype: torch.dtype) -> VideoVAE:
-    """``vae`` in ``dtype`` on the CPU, of torch's own operators alone."""
-    given = require_exportable(vae)
-    plan = KernelPlan.choose("cpu", dtype, "reference")
-    with torch.device("meta"):
-        plain = WanVAE(given.config, plan) if isinstance(given, WanVAE) else TinyVAE(given.config)
-    weights = {name: copy.copy(w).to("cpu", dtype) for name, w in given.state_dict().items()}
-    plain.load_state_dict(weights, assign=True)
-    return plain.eval().requires_grad_(False)
+    return (sizes(first), tuple(map(sizes, cache))) if cache else (sizes(first),)
 
 
 def _save(program: ONNXProgram, path: Path, external_above: int) -> Path:
@@ -218,15 +205,15 @@ def _save(program: ONNXProgram, path: Path, external_above: int) -> Path:
     return path
 
 
-def _check(size: tuple[int, int] | None, dtype: torch.dtype, opset: int) -> None:
+def _check(size: tuple[int, int] | None, dtype: torch.dtype, opset: int, least: int) -> None:
     """Raise where an argument is out of range."""
     stride = VideoVAE.spatial_stride
     if size is not None and any(side < stride or side % stride for side in size):
         raise InvalidArgument("size", expected=f"multiples of {stride}", got=size)
     if dtype not in DTYPES:
         raise InvalidArgument("dtype", expected="float32, bfloat16 or float16", got=dtype)
-    if not MIN_OPSET <= opset <= MAX_OPSET:
-        raise InvalidArgument("opset", expected=f"{MIN_OPSET} to {MAX_OPSET}", got=opset)
+    if not least <= opset <= MAX_OPSET:
+        raise InvalidArgument("opset", expected=f"{least} to {MAX_OPSET}", got=opset)
 
 
 def _require_packages() -> None:

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from skyreels_rt import cli_live
+from skyreels_rt import cli_live, cli_vae
 from skyreels_rt.terminal import (
     Device,
     Dtype,
@@ -29,6 +29,7 @@ from skyreels_rt.terminal import (
 
 if TYPE_CHECKING:
     from skyreels_rt.engine import Engine
+    from skyreels_rt.export.exported_vae import VAERunner
     from skyreels_rt.offline import GenerationSummary
     from skyreels_rt.options import GenerateOptions
     from skyreels_rt.runtime.magcache import MagCache
@@ -49,6 +50,8 @@ Magcache = Annotated[
 app.command("stream")(cli_live.stream)
 app.command("serve")(cli_live.serve)
 bench_app.command("stream")(cli_live.bench_stream)
+app.add_typer(cli_vae.export_app, name="export")
+bench_app.command("vae")(cli_vae.bench_vae)
 
 
 @app.command()
@@ -79,6 +82,8 @@ def generate(
     device: Device = "auto",
     dtype: Dtype = "auto",
     kernels: Kernels = "auto",
+    vae: Annotated[str, typer.Option(help='Who decodes: "torch", "onnx", "tensorrt".')] = "torch",
+    vae_folder: Annotated[Path | None, typer.Option(help="Of `export vae`.")] = None,
     teacache: Teacache = None,
     magcache: Magcache = None,
     json_file: JsonFile = None,
@@ -111,7 +116,12 @@ def generate(
         if json_file is not None:
             require_writable(json_file)
         engine = Engine.from_pretrained(
-            model, device=device, dtype=dtype, kernels=cast("Plan", kernels)
+            model,
+            device=device,
+            dtype=dtype,
+            kernels=cast("Plan", kernels),
+            vae=cast("VAERunner", vae),
+            vae_folder=vae_folder,
         )
         if engine.components.name == TINY_NAME:
             console.print(f"{TINY_NAME}: random weights, the picture will be noise", style="dim")

@@ -6,7 +6,7 @@ import math
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Unpack
 
@@ -18,6 +18,7 @@ from skyreels_rt.audio.resample import ResampledAudio
 from skyreels_rt.components import Components
 from skyreels_rt.errors import AdmissionRefused, InvalidArgument
 from skyreels_rt.estimate import estimate_job
+from skyreels_rt.export.exported_vae import VAERunner, load_exported_vae
 from skyreels_rt.job import JobSettings, settings_of
 from skyreels_rt.live.observer import SessionObserver
 from skyreels_rt.live.session import LiveSession, LiveSettings
@@ -93,6 +94,8 @@ class Engine:
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
         kernels: Literal["auto", "reference"] | Mapping[str, str] = "auto",
+        vae: VAERunner = "torch",
+        vae_folder: str | Path | None = None,
         max_sessions: int = 64,
     ) -> Engine:
         """Load a model.
@@ -109,6 +112,10 @@ class Engine:
             on a CPU with AMX.
         kernels : str or dict
             ``"auto"``, ``"reference"``, or an implementation for some operators by name.
+        vae : {"torch", "onnx", "tensorrt"}
+            Who computes the VAE.
+        vae_folder : str or Path, optional
+            Where ``skyreels-rt export vae`` wrote its graphs; not for ``"torch"``.
         max_sessions : int
             Live sessions that may be open at once.
 
@@ -119,11 +126,14 @@ class Engine:
         WeightsMismatch
             A checkpoint does not hold exactly the tensors needed.
         InvalidArgument
-            An unknown device or dtype.
+            An unknown device, dtype or VAE runner, or no folder for it.
+        MissingDependency
+            The package that runs the exported VAE is not installed.
         UnsupportedKernel
             A kernel implementation was asked for that cannot run here.
         """
         parts = load_pretrained(model, device=device, dtype=dtype, kernels=kernels)
+        parts = replace(parts, vae=load_exported_vae(parts.vae, vae, vae_folder))
         return cls(parts, max_sessions=max_sessions)
 
     # ------------------------------------------------------------------------------------- jobs

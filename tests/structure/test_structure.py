@@ -18,14 +18,14 @@ MAX_FILE_LINES, MAX_FUNCTION_LINES = 600, 100
 RANKS = [
     {"__main__"},
     {"cli"},
-    {"cli_live"},
+    {"cli_live", "cli_vae"},
     {"terminal", "held_out", "serve"},
     {"bench", "doctor", "training", "evaluation", "calibration"},
     {"streaming"},
-    {"engine", "export", "report"},
+    {"engine"},
     {"pretrained", "scene", "estimate"},
-    {"options", "offline"},
-    {"live", "progress"},
+    {"options", "offline", "export"},
+    {"live", "progress", "report"},
     {"session", "testing"},
     {"appearance", "group_need"},
     {"components", "job"},
@@ -39,7 +39,7 @@ RANKS = [
 ]
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}
 SIDEWAYS = {
-    ("bench", "report"), ("doctor", "report"), ("config", "errors"), ("env", "errors"),
+    ("config", "errors"), ("env", "errors"),
     ("bench", "evaluation"),  # what a step cache costs is measured as `eval` measures
     ("pretrained", "testing"),  # "tiny-random" is a model like any other, loaded lazily
     ("testing", "kernels"),
