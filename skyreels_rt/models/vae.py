@@ -56,6 +56,34 @@ class StepCaches:
         """Store ``cache``, shape (B, C, frames, H, W), for the next step."""
         self._written.append(cache)
 
+    def exchange(
+        self, x: Tensor, num_frames: int, *, repeat_first: bool = False
+    ) -> Tensor | None:
+        """The last ``num_frames`` frames of the step before; those of ``x`` take their place.
+
+        Parameters
+        ----------
+        x : Tensor, shape (B, C, F, H, W)
+            New activations, in channels-last order.
+        num_frames : int
+            Frames to remember.
+        repeat_first : bool
+            On the first step the frames before are copies of the first one, not zeros.
+
+        Returns
+        -------
+        Tensor, shape (B, C, num_frames, H, W), or None
+            None on the first step.
+        """
+        past = None if self.is_first else self.read()
+        count = x.shape[2]
+        if count < num_frames:
+            before = frames_before(x, num_frames, repeat_first) if past is None else past
+            self.write(torch.cat([before[:, :, count:], x], dim=2))
+        else:
+            self.write(last_frames(x, num_frames))
+        return past
+
     def prepend(self, x: Tensor, num_frames: int, *, repeat_first: bool = False) -> Tensor:
         """``x`` behind the last ``num_frames`` frames of the step before.
 
@@ -72,21 +100,23 @@ class StepCaches:
         -------
         Tensor, shape (B, C, num_frames + F, H, W)
         """
-        if self.is_first and repeat_first:
-            past = x[:, :, :1].expand(-1, -1, num_frames, -1, -1)
-        elif self.is_first:
-            batch, channels, _, height, width = x.shape
-            past = x.new_zeros((batch, channels, num_frames, height, width))
-            past = past.contiguous(memory_format=torch.channels_last_3d)
-        else:
-            past = self.read()
-        joined = torch.cat([past, x], dim=2)
-        self.write(last_frames(joined, num_frames))
-        return joined
+        past = self.exchange(x, num_frames, repeat_first=repeat_first)
+        if past is None:
+            past = frames_before(x, num_frames, repeat_first)
+        return torch.cat([past, x], dim=2)
 
     def finish(self) -> VAECache:
         """Everything written in this step."""
         return tuple(self._written)
+
+
+def frames_before(x: Tensor, num_frames: int, repeat_first: bool) -> Tensor:
+    """``num_frames`` frames before the first step's ``x``: zeros, or copies of its first frame."""
+    if repeat_first:
+        return x[:, :, :1].expand(-1, -1, num_frames, -1, -1)
+    batch, channels, _, height, width = x.shape
+    zeros = x.new_zeros((batch, channels, num_frames, height, width))
+    return zeros.contiguous(memory_format=torch.channels_last_3d)
 
 
 def last_frames(x: Tensor, num_frames: int) -> Tensor:

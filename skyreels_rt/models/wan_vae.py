@@ -83,7 +83,7 @@ class UpBlock(nn.Module):
             ResidualBlock(out_dim if i else in_dim, out_dim, plan) for i in range(num_resnets)
         )
         self.upsamplers = nn.ModuleList(
-            [Upsample(out_dim, double_time=double_time)] if upsample else []
+            [Upsample(out_dim, plan, double_time=double_time)] if upsample else []
         )
 
     def blocks(self) -> list[Block]:
@@ -105,7 +105,7 @@ class Encoder(nn.Module):
     def __init__(self, config: WanVAEConfig, plan: KernelPlan) -> None:
         super().__init__()
         widths = [config.base_dim * multiple for multiple in (1, *config.dim_mult)]
-        self.conv_in = CausalConv3d(3, widths[0])
+        self.conv_in = CausalConv3d(3, widths[0], plan)
         self.down_blocks = nn.ModuleList()
         scale = 1.0
         for level, (in_dim, out_dim) in enumerate(itertools.pairwise(widths)):
@@ -119,7 +119,7 @@ class Encoder(nn.Module):
                 scale /= 2
         self.mid_block = MidBlock(widths[-1], plan)
         self.norm_out = RMSNorm(widths[-1], plan)
-        self.conv_out = CausalConv3d(widths[-1], config.z_dim * 2)
+        self.conv_out = CausalConv3d(widths[-1], config.z_dim * 2, plan)
 
     def forward(self, frames: Tensor, caches: StepCaches) -> Tensor:
         """Moments (B, 2 C, 1, h, w) of ``frames``, shape (B, 3, 1 or 4, H, W)."""
@@ -148,7 +148,7 @@ class Decoder(nn.Module):
         super().__init__()
         widths = [config.base_dim * multiple for multiple in reversed(config.dim_mult)]
         double_time = (*reversed(config.temperal_downsample), False)
-        self.conv_in = CausalConv3d(config.z_dim, widths[0])
+        self.conv_in = CausalConv3d(config.z_dim, widths[0], plan)
         self.mid_block = MidBlock(widths[0], plan)
         self.up_blocks = nn.ModuleList()
         in_dim = widths[0]
@@ -166,7 +166,7 @@ class Decoder(nn.Module):
             )
             in_dim = out_dim // 2
         self.norm_out = RMSNorm(widths[-1], plan)
-        self.conv_out = CausalConv3d(widths[-1], 3)
+        self.conv_out = CausalConv3d(widths[-1], 3, plan)
 
     def forward(self, latents: Tensor, caches: StepCaches) -> Tensor:
         """Frames (B, 3, 1 or 4, H, W) of ``latents``, shape (B, C, 1, h, w)."""
