@@ -86,14 +86,14 @@ class ExportedVAE(VideoVAE):
         """Shapes of the decoder's caches for frames of ``height`` x ``width`` pixels."""
         return self._decoder_shapes(height, width)
 
-    def _encode(self, frames: Tensor, cache: VAECache | None) -> tuple[Tensor, VAECache]:
+    def _encode(self, frames: Tensor, cache: list[Tensor] | None) -> tuple[Tensor, VAECache]:
         height, width = frames.shape[-2:]
         return self._run(
             "encode_first" if cache is None else "encode_steady", frames, cache, height, width
         )
 
     def _decode(
-        self, latents: Tensor, cache: VAECache | None, clamp: bool
+        self, latents: Tensor, cache: list[Tensor] | None, clamp: bool
     ) -> tuple[Tensor, VAECache]:
         if not clamp:
             raise InvalidArgument(
@@ -105,7 +105,7 @@ class ExportedVAE(VideoVAE):
         )
 
     def _run(
-        self, graph: GraphName, first: Tensor, cache: VAECache | None, height: int, width: int
+        self, graph: GraphName, first: Tensor, cache: list[Tensor] | None, height: int, width: int
     ) -> tuple[Tensor, VAECache]:
         """The result and the caches of one step."""
         facts = self._runner.facts

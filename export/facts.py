@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from skyreels_rt.config import config_from_dict
 from skyreels_rt.errors import InvalidArgument, ModelError
 from skyreels_rt.kernels import KernelPlan
 from skyreels_rt.models.tiny_vae import TinyVAE
-from skyreels_rt.models.vae import VAECache, VideoVAE
+from skyreels_rt.models.vae import VideoVAE
 from skyreels_rt.models.wan_vae import WanVAE
 
 FORMAT = 1
@@ -177,10 +178,19 @@ def plain_copy(vae: VideoVAE, dtype: torch.dtype) -> WanVAE | TinyVAE:
     return plain.eval().requires_grad_(False)
 
 
-def step_inputs(graph: GraphName, first: Any, cache: VAECache | None) -> dict[str, Any]:
-    """Name a step's inputs: ``frames`` or ``latents``, then ``cache_00`` and so on."""
+def step_inputs(
+    graph: GraphName, first: Tensor, cache: Sequence[Tensor] | None
+) -> dict[str, Tensor]:
+    """A step's inputs by their names."""
+    given = (first, *(cache or ()))
+    return dict(zip(input_names(graph, len(given) - 1), given, strict=True))
+
+
+def input_names(graph: GraphName, num_caches: int) -> list[str]:
+    """Names of a step's inputs: ``frames`` or ``latents``, then ``cache_00`` and so on."""
     main = "frames" if graph.startswith("encode") else "latents"
-    return {main: first} | {f"cache_{i:02d}": one for i, one in enumerate(cache or ())}
+    steady = graph.endswith("steady")
+    return [main, *(f"cache_{i:02d}" for i in range(num_caches if steady else 0))]
 
 
 def output_names(graph: GraphName, num_caches: int) -> list[str]:

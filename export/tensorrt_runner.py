@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from skyreels_rt.errors import ModelError
-from skyreels_rt.export.facts import GRAPHS, GraphName, output_names, step_inputs
+from skyreels_rt.export.facts import GRAPHS, GraphName, input_names, output_names
 from skyreels_rt.export.onnx_runner import one_kind
 from skyreels_rt.export.tensorrt import FACTS_SUFFIX, PLAN_SUFFIX, PlanFacts, import_library
 from skyreels_rt.models.vae import VideoVAE
@@ -94,11 +94,8 @@ def _load(trt: Any, plan: Path, stored: PlanFacts, graph: GraphName) -> Any:  # 
             stage="load",
             hint="Build it again on this machine.",
         )
-    cached = range(stored.graph.num_caches) if graph.endswith("steady") else ()
-    expected = {
-        *step_inputs(graph, None, tuple(cached)),
-        *output_names(graph, stored.graph.num_caches),
-    }
+    count = stored.graph.num_caches
+    expected = {*input_names(graph, count), *output_names(graph, count)}
     names = {engine.get_tensor_name(index) for index in range(engine.num_io_tensors)}
     if names != expected:
         raise ModelError(

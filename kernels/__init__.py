@@ -14,7 +14,7 @@ if __name__ == "skyreels_rt.kernels":
     )
     from skyreels_rt.kernels.audio_cross_attention import audio_cross_attention
     from skyreels_rt.kernels.blf_step import blf_step, blf_velocity
-    from skyreels_rt.kernels.causal_conv3d import causal_conv3d, pack_weight
+    from skyreels_rt.kernels.causal_conv3d import causal_conv3d
     from skyreels_rt.kernels.dense_attention import AttentionBackend, dense_attention
     from skyreels_rt.kernels.frames_to_uint8 import frames_to_uint8
     from skyreels_rt.kernels.gate_residual_norm_modulate import gate_residual_norm_modulate
@@ -40,7 +40,6 @@ if __name__ == "skyreels_rt.kernels":
         "frames_to_uint8",
         "gate_residual_norm_modulate",
         "norm_modulate",
-        "pack_weight",
         "qk_norm_rope",
         "residual_apply",
         "residual_store",

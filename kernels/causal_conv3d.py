@@ -12,7 +12,8 @@ convolution, and the addition of the residual.
 
 Algorithm: Winograd's minimal filtering F(4 x 4, 3 x 3) in space and a plain sum in time: a quarter
 of the multiplications (Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", 2016,
-section 4.3). Numerics: fp32; the transforms make errors about four times those of a direct fp32
+section 4.3). The weight at the 36 points, four times its bytes, is made anew in each call: that is
+a few hundredths of the time, and kept it would be most of a model's memory. Numerics: fp32; the transforms make errors about four times those of a direct fp32
 convolution (:data:`MAX_ERROR`). The same bytes for any number of threads and on any processor.
 Layout: channels-last; other orders are copied into it.
 
@@ -40,15 +41,7 @@ from skyreels_rt.kernels.reference import causal_conv3d as _reference
 MAX_ERROR = 4e-5
 """Largest error of an output, relative to the largest output, at Wan2.1's widths."""
 
-_CHANNEL_MULTIPLE, _PANEL = 16, 48
-_TRANSFORM = (
-    (1 / 4, 0, 0),
-    (-1 / 6, -1 / 6, -1 / 6),
-    (-1 / 6, 1 / 6, -1 / 6),
-    (1 / 24, 1 / 12, 1 / 6),
-    (1 / 24, -1 / 12, 1 / 6),
-    (0, 0, 1),
-)
+_CHANNEL_MULTIPLE, _PANEL, _POINTS = 16, 48, 36
 
 
 def causal_conv3d(
@@ -59,7 +52,6 @@ def causal_conv3d(
     past: Tensor | None = None,
     residual: Tensor | None = None,
     doubled: bool = False,
-    packed: Tensor | None = None,
     impl: Impl = Impl.AUTO,
 ) -> Tensor:
     """Convolve frames behind the frames before them.
@@ -80,8 +72,6 @@ def causal_conv3d(
         Added to the result.
     doubled : bool
         Double rows and columns first, each pixel repeated.
-    packed : Tensor, optional
-        :func:`pack_weight` of ``weight``, for those who call often.
     impl : Impl
         Implementation, usually ``plan.causal_conv3d``.
 
@@ -97,7 +87,7 @@ def causal_conv3d(
     UnsupportedKernel
         The requested implementation cannot run here.
     """
-    out_shape = _check(x, weight, bias, past, residual, doubled)
+    _check(x, weight, bias, past, residual, doubled)
     chosen = resolve("causal_conv3d", impl, x.device.type, x.dtype)
     fits = all(channels % _CHANNEL_MULTIPLE == 0 for channels in weight.shape[:2])
     given = [one for one in (x, weight, bias, past, residual) if one is not None]
@@ -105,38 +95,10 @@ def causal_conv3d(
         return _reference.causal_conv3d(
             x, weight, bias, past=past, residual=residual, doubled=doubled
         )
-    packed = pack_weight(weight) if packed is None else packed
     out: Tensor = _op(
-        _dense(x), packed, bias, _dense(past), _dense(residual), out_shape[1], doubled, chosen
+        _dense(x), weight.contiguous(), bias, _dense(past), _dense(residual), doubled, chosen
     )
     return out
-
-
-def pack_weight(weight: Tensor) -> Tensor:
-    """The kernel at the 36 points that ``cpp`` multiplies at: four times its bytes.
-
-    Parameters
-    ----------
-    weight : Tensor, shape (D, C, taps, 3, 3)
-        Kernel.
-
-    Returns
-    -------
-    Tensor, shape (36, ceil(D / 48), taps * C, 48), float32
-        Output channels in panels of 48, the last filled up with zeros.
-    """
-    out_channels, channels, taps = weight.shape[:3]
-    panels = -(-out_channels // _PANEL)
-    g = torch.tensor(_TRANSFORM, dtype=torch.float64, device=weight.device)
-    # One side after the other and tap by tap: in fp64, the whole would be eight times the weight.
-    parts = []
-    for tap in weight.detach().unbind(2):
-        points = g @ tap.double() @ g.mT  # (D, C, 6, 6)
-        parts.append(points.float().permute(2, 3, 1, 0).reshape(36, channels, out_channels))
-    points = torch.cat(parts, dim=1)
-    points = torch.nn.functional.pad(points, (0, panels * _PANEL - out_channels))
-    points = points.view(36, taps * channels, panels, _PANEL)
-    return points.transpose(1, 2).contiguous()
 
 
 def _check(
@@ -146,8 +108,8 @@ def _check(
     past: Tensor | None,
     residual: Tensor | None,
     doubled: bool,
-) -> tuple[int, ...]:
-    """Shape of the result; raise where the arguments do not fit."""
+) -> None:
+    """Raise where the arguments do not fit."""
     _checks.require_shape("x", x, (None,) * 5, "(B, C, F, H, W)")
     _checks.require_floating("x", x)
     batch, channels, frames, height, width = x.shape
@@ -175,7 +137,6 @@ def _check(
         _checks.require_device(name, one, "x", x)
         if one.dtype != x.dtype:
             raise InvalidArgument(name, expected=f"dtype {x.dtype}", got=one.dtype)
-    return out_shape
 
 
 def _dense(x: Tensor | None) -> Tensor | None:
@@ -184,49 +145,51 @@ def _dense(x: Tensor | None) -> Tensor | None:
 
 def _run(
     x: Tensor,
-    packed: Tensor,
+    weight: Tensor,
     bias: Tensor | None,
     past: Tensor | None,
     residual: Tensor | None,
-    out_channels: int,
     doubled: bool,
     impl: str,
 ) -> Tensor:
-    out = _fake(x, packed, bias, past, residual, out_channels, doubled, impl)
-    batch, channels, frames = x.shape[:3]
+    out = _fake(x, weight, bias, past, residual, doubled, impl)
     bias = None if bias is None else bias.contiguous()
+    batch, channels, frames = x.shape[:3]
+    out_channels, _, taps = weight.shape[:3]
+    native, threads = _native.extension(), torch.get_num_threads()
+    packed = x.new_empty(_POINTS * -(-out_channels // _PANEL) * _PANEL * taps * channels)
+    native.pack_conv_weight(
+        weight.data_ptr(), packed.data_ptr(), out_channels, channels, taps, threads
+    )
 
     def address(one: Tensor | None) -> int:
         return 0 if one is None else one.data_ptr()
 
-    _native.extension().causal_conv3d(
+    native.causal_conv3d(
         address(past), address(x), address(packed), address(bias), address(residual), address(out),
-        batch, channels, out_channels, frames, *out.shape[3:], packed.shape[2] // channels,
-        doubled, torch.get_num_threads(),
+        batch, channels, out_channels, frames, *out.shape[3:], taps, doubled, threads,
     )  # fmt: skip
     return out
 
 
 def _fake(
     x: Tensor,
-    packed: Tensor,  # noqa: ARG001 - the schema's arguments, as below
-    bias: Tensor | None,  # noqa: ARG001
+    weight: Tensor,
+    bias: Tensor | None,  # noqa: ARG001 - the schema's arguments, as below
     past: Tensor | None,  # noqa: ARG001
     residual: Tensor | None,  # noqa: ARG001
-    out_channels: int,
     doubled: bool,
     impl: str,  # noqa: ARG001
 ) -> Tensor:
     batch, _, frames, height, width = x.shape
     factor = 2 if doubled else 1
-    return x.new_empty(
-        (batch, frames, height * factor, width * factor, out_channels)
-    ).permute(0, 4, 1, 2, 3)
+    out = x.new_empty((batch, frames, height * factor, width * factor, weight.shape[0]))
+    return out.permute(0, 4, 1, 2, 3)
 
 
 _op = define_op(
-    "causal_conv3d(Tensor x, Tensor packed, Tensor? bias, Tensor? past, Tensor? residual, "
-    "int out_channels, bool doubled, str impl) -> Tensor",
+    "causal_conv3d(Tensor x, Tensor weight, Tensor? bias, Tensor? past, Tensor? residual, "
+    "bool doubled, str impl) -> Tensor",
     run=_run,
     fake=_fake,
 )

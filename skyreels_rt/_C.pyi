@@ -70,6 +70,15 @@ def causal_conv3d(
     num_threads: int,
     isa: str = "",
 ) -> None: ...
+def pack_conv_weight(
+    weight: int,
+    packed: int,
+    out_channels: int,
+    channels: int,
+    taps: int,
+    num_threads: int,
+    isa: str = "",
+) -> None: ...
 def frames_to_uint8(
     src: int,
     dst: int,

@@ -39,6 +39,22 @@ void run(uintptr_t past, uintptr_t x, uintptr_t weight, uintptr_t bias, uintptr_
   skyreels_rt::causal_conv3d(p, chosen, num_threads);
 }
 
+void pack(uintptr_t weight, uintptr_t packed, int64_t out_channels, int64_t channels, int64_t taps,
+          int num_threads, const std::string& isa) {
+  PackConvWeightParams p{};
+  p.weight = pointer<const float>(weight);
+  p.packed = pointer<float>(packed);
+  p.out_channels = out_channels;
+  p.channels = channels;
+  p.taps = taps;
+  require(out_channels >= 1 && channels >= 1 && taps >= 1, "sizes: expected >= 1");
+  require(num_threads >= 1, "num_threads: expected >= 1");
+  require(p.weight && p.packed, "weight, packed: expected addresses, got null");
+  const Isa chosen = parse_isa(isa);
+  py::gil_scoped_release release;
+  skyreels_rt::pack_conv_weight(p, chosen, num_threads);
+}
+
 }  // namespace
 
 void bind_causal_conv3d(py::module_& m) {
@@ -46,6 +62,8 @@ void bind_causal_conv3d(py::module_& m) {
         py::arg("residual"), py::arg("y"), py::arg("batch"), py::arg("channels"),
         py::arg("out_channels"), py::arg("frames"), py::arg("height"), py::arg("width"),
         py::arg("taps"), py::arg("doubled"), py::arg("num_threads"), py::arg("isa") = "");
+  m.def("pack_conv_weight", &pack, py::arg("weight"), py::arg("packed"), py::arg("out_channels"),
+        py::arg("channels"), py::arg("taps"), py::arg("num_threads"), py::arg("isa") = "");
 }
 
 }  // namespace skyreels_rt::bindings

@@ -184,7 +184,56 @@ void block(const CausalConv3dParams& p, int64_t video, int64_t first, float* scr
   }
 }
 
+// G g for one column of three.
+inline void transform_weight(const f32v (&g)[3], f32v (&u)[kSide]) {
+  const f32v outer = (g[0] + g[2]) * (1.0f / 6.0f), middle = g[1] * (1.0f / 6.0f);
+  const f32v spread = g[0] * (1.0f / 24.0f) + g[2] * (1.0f / 6.0f), half = g[1] * (1.0f / 12.0f);
+  u[0] = g[0] * 0.25f;
+  u[1] = -(outer + middle);
+  u[2] = middle - outer;
+  u[3] = spread + half;
+  u[4] = spread - half;
+  u[5] = g[2];
+}
+
+// kLanes output channels from `first` on, of one input channel and tap. `kernel` is the first one's
+// 3 x 3, the others are `stride` apart; there are `count` of them.
+void pack_columns(const float* kernel, int64_t stride, int64_t count, float* to,
+                  int64_t point_size) {
+  f32v g[9];
+  for (int i = 0; i < 9; ++i) {
+    g[i] = f32v{};
+    for (int64_t d = 0; d < kLanes && d < count; ++d) g[i][d] = kernel[d * stride + i];
+  }
+  f32v half[kSide][3];
+  for (int j = 0; j < 3; ++j) {
+    const f32v column[3] = {g[j], g[3 + j], g[6 + j]};
+    f32v u[kSide];
+    transform_weight(column, u);
+    for (int i = 0; i < kSide; ++i) half[i][j] = u[i];
+  }
+  for (int i = 0; i < kSide; ++i) {
+    f32v u[kSide];
+    transform_weight(half[i], u);
+    for (int j = 0; j < kSide; ++j) store(to + (i * kSide + j) * point_size, u[j]);
+  }
+}
+
 }  // namespace
+
+void pack_conv_weight(const PackConvWeightParams& p, int64_t begin, int64_t end) {
+  const int64_t depth = p.taps * p.channels, stride = depth * 9;
+  const int64_t point_size = packed_rows(p) * kPanel;
+  for (; begin < end; ++begin) {
+    const int64_t panel = begin / depth, tap = begin % depth / p.channels, c = begin % p.channels;
+    for (int64_t lane = 0; lane < kPanel; lane += kLanes) {
+      const int64_t first = panel * kPanel + lane;
+      const float* kernel = p.weight + first * stride + (c * p.taps + tap) * 9;
+      pack_columns(kernel, stride, p.out_channels - first, p.packed + begin * kPanel + lane,
+                   point_size);
+    }
+  }
+}
 
 void causal_conv3d(const CausalConv3dParams& p, int64_t begin, int64_t end, float* scratch) {
   const int64_t blocks = conv_blocks(p);

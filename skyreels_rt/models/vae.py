@@ -39,18 +39,20 @@ class StepCaches:
 
     Parameters
     ----------
-    previous : VAECache or None
-        What :meth:`finish` returned at the step before; None on the first step.
+    previous : list of Tensor or None
+        What :meth:`finish` returned at the step before, taken apart while it is read: a cache that
+        nobody else holds is freed when it was used. None on the first step.
     """
 
-    def __init__(self, previous: VAECache | None) -> None:
+    def __init__(self, previous: list[Tensor] | None) -> None:
         self.is_first = previous is None
-        self._unread = iter(previous or ())
+        self._unread = previous or []
+        self._unread.reverse()
         self._written: list[Tensor] = []
 
     def read(self) -> Tensor:
         """Next cache of the step before, shape (B, C, frames, H, W)."""
-        return next(self._unread).contiguous(memory_format=torch.channels_last_3d)
+        return self._unread.pop().contiguous(memory_format=torch.channels_last_3d)
 
     def write(self, cache: Tensor) -> None:
         """Store ``cache``, shape (B, C, frames, H, W), for the next step."""
@@ -179,14 +181,14 @@ class VideoVAE(nn.Module, ABC):
         """Shapes of the decoder's caches for frames of ``height`` x ``width`` pixels."""
 
     @abstractmethod
-    def _encode(self, frames: Tensor, cache: VAECache | None) -> tuple[Tensor, VAECache]:
-        """Compute :meth:`encode_step`, its arguments checked."""
+    def _encode(self, frames: Tensor, cache: list[Tensor] | None) -> tuple[Tensor, VAECache]:
+        """Compute :meth:`encode_step`, its arguments checked; ``cache`` may be emptied."""
 
     @abstractmethod
     def _decode(
-        self, latents: Tensor, cache: VAECache | None, clamp: bool
+        self, latents: Tensor, cache: list[Tensor] | None, clamp: bool
     ) -> tuple[Tensor, VAECache]:
-        """Compute :meth:`decode_step`, its arguments checked."""
+        """Compute :meth:`decode_step`, its arguments checked; ``cache`` may be emptied."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -234,7 +236,7 @@ class VideoVAE(nn.Module, ABC):
         self._check_frames(frames, str(num_frames), frames.shape[2:3] == (num_frames,))
         height, width = frames.shape[-2:]
         _check_cache(cache, self.encoder_cache_shapes(height, width), frames.shape[0])
-        return self._encode(frames, cache)
+        return self._encode(frames, _handed_over(cache))
 
     def decode_step(
         self, latents: Tensor, cache: VAECache | None = None, *, clamp: bool = True
@@ -266,7 +268,7 @@ class VideoVAE(nn.Module, ABC):
         self._check_latents(latents, "1", latents.shape[2:3] == (1,))
         height, width = (self.spatial_stride * size for size in latents.shape[-2:])
         _check_cache(cache, self.decoder_cache_shapes(height, width), latents.shape[0])
-        return self._decode(latents, cache, clamp)
+        return self._decode(latents, _handed_over(cache), clamp)
 
     def encode(self, frames: Tensor) -> Tensor:
         """Encode a clip: :meth:`encode_step` over its frames.
@@ -291,10 +293,12 @@ class VideoVAE(nn.Module, ABC):
         num_latents = timeline.num_latents(num_frames)
         fits = 0 < num_frames == timeline.num_frames(num_latents)
         self._check_frames(frames, f"{self.temporal_stride} * (n - 1) + 1", fits)
-        parts, cache = [], None
+        parts: list[Tensor] = []
+        cache: VAECache | None = None
         for index in range(num_latents):
             start, stop = timeline.first_frame(index), timeline.first_frame(index + 1)
-            latents, cache = self.encode_step(frames[:, :, start:stop], cache)
+            previous, cache = _handed_over(cache), None  # so that the step can free it
+            latents, cache = self._encode(frames[:, :, start:stop], previous)
             parts.append(latents)
         return torch.cat(parts, dim=2)
 
@@ -319,9 +323,11 @@ class VideoVAE(nn.Module, ABC):
             The shape does not fit.
         """
         self._check_latents(latents, "at least 1", latents.shape[2:3] > (0,))
-        parts, cache = [], None
+        parts: list[Tensor] = []
+        cache: VAECache | None = None
         for index in range(latents.shape[2]):
-            frames, cache = self.decode_step(latents[:, :, index : index + 1], cache, clamp=clamp)
+            previous, cache = _handed_over(cache), None  # so that the step can free it
+            frames, cache = self._decode(latents[:, :, index : index + 1], previous, clamp)
             parts.append(frames)
         return torch.cat(parts, dim=2)
 
@@ -388,19 +394,24 @@ class TorchVAE(VideoVAE):
     def _decode_raw(self, latents: Tensor, caches: StepCaches) -> Tensor:
         """Frames (B, 3, F, H, W), not clamped, of the raw latents of one step."""
 
-    def _encode(self, frames: Tensor, cache: VAECache | None) -> tuple[Tensor, VAECache]:
+    def _encode(self, frames: Tensor, cache: list[Tensor] | None) -> tuple[Tensor, VAECache]:
         caches = StepCaches(cache)
         raw = self._encode_raw(_channels_last(frames, self.dtype), caches)
         latents = (raw.float() - self.latents_mean) / self.latents_std
         return latents.to(self.dtype), caches.finish()
 
     def _decode(
-        self, latents: Tensor, cache: VAECache | None, clamp: bool
+        self, latents: Tensor, cache: list[Tensor] | None, clamp: bool
     ) -> tuple[Tensor, VAECache]:
         caches = StepCaches(cache)
         raw = latents.float() * self.latents_std + self.latents_mean
         frames = self._decode_raw(_channels_last(raw, self.dtype), caches)
         return (frames.clamp(-1.0, 1.0) if clamp else frames), caches.finish()
+
+
+def _handed_over(cache: VAECache | None) -> list[Tensor] | None:
+    """The tensors of ``cache`` for a step to use up."""
+    return None if cache is None else list(cache)
 
 
 def _column(values: tuple[float, ...], device: torch.device) -> Tensor:

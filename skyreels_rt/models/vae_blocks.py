@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from skyreels_rt.kernels import Impl, KernelPlan, causal_conv3d, pack_weight, rms_norm_silu
+from skyreels_rt.kernels import Impl, KernelPlan, causal_conv3d, rms_norm_silu
 from skyreels_rt.models.vae import CacheShape, StepCaches, last_frames
 
 TIME_CONTEXT = 2
@@ -24,7 +24,7 @@ TIME_CONTEXT = 2
 MIN_OPERATOR_AREA = 32 * 32
 """Pixels of a frame from which convolutions go through the operator ``causal_conv3d``.
 
-Below, there are too few tiles for the larger weight it reads, and memory for it is better saved.
+Below, there are too few tiles for the larger weight that it makes and reads.
 """
 
 
@@ -100,27 +100,6 @@ class RMSNorm(nn.Module):
         return rms_norm_silu(x, self.gamma, silu=self.silu, impl=self.plan.rms_norm_silu)
 
 
-class PackedWeight:
-    """A weight as ``causal_conv3d`` multiplies with it: packed on first use, and after a change."""
-
-    def __init__(self) -> None:
-        self._source: tuple[Tensor, int, int] | None = None
-        self._packed: Tensor | None = None
-
-    def of(self, weight: Tensor) -> Tensor:
-        """``pack_weight(weight.view(D, C, taps, 3, 3))`` of ``weight``, remembered."""
-        version = 0 if weight.is_inference() else weight._version
-        source = (weight, weight.data_ptr(), version)
-        if self._packed is None or self._source is None or not _same(source, self._source):
-            kernel = weight if weight.ndim == 5 else weight.unsqueeze(2)
-            self._source, self._packed = source, pack_weight(kernel)
-        return self._packed
-
-
-def _same(one: tuple[Tensor, int, int], other: tuple[Tensor, int, int]) -> bool:
-    return one[0] is other[0] and one[1:] == other[1:]
-
-
 def through_operator(x: Tensor, weight: Tensor, impl: Impl, area: int) -> bool:
     """Whether a convolution of ``x`` to frames of ``area`` pixels is faster by the operator.
 
@@ -161,7 +140,6 @@ class CausalConv3d(nn.Conv3d):
     def __init__(self, in_channels: int, out_channels: int, plan: KernelPlan) -> None:
         super().__init__(in_channels, out_channels, 3, padding=(0, 1, 1))
         self.impl = plan.causal_conv3d
-        self._packed = PackedWeight()
 
     def step(self, x: Tensor, caches: StepCaches, residual: Tensor | None = None) -> Tensor:
         """Convolve the new frames ``x``, shape (B, C, F, H, W); F is 1 on the first step.
@@ -175,7 +153,6 @@ class CausalConv3d(nn.Conv3d):
                 self.bias,
                 past=caches.exchange(x, TIME_CONTEXT),
                 residual=residual,
-                packed=self._packed.of(self.weight),
                 impl=self.impl,
             )
         if caches.is_first:
@@ -292,16 +269,12 @@ class DoublingConv2d(nn.Conv2d):
     def __init__(self, in_channels: int, out_channels: int, plan: KernelPlan) -> None:
         super().__init__(in_channels, out_channels, 3)
         self.impl = plan.causal_conv3d
-        self._packed = PackedWeight()
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name for it
         """Double and convolve ``input``, shape (B, C, F, H, W)."""
         weight = self.weight.unsqueeze(2)
         if through_operator(input, self.weight, self.impl, 4 * input.shape[3] * input.shape[4]):
-            packed = self._packed.of(self.weight)
-            return causal_conv3d(
-                input, weight, self.bias, doubled=True, packed=packed, impl=self.impl
-            )
+            return causal_conv3d(input, weight, self.bias, doubled=True, impl=self.impl)
         large = F.interpolate(input, scale_factor=(1.0, 2.0, 2.0), mode="nearest")
         return conv3d(large, weight, self.bias, padding=(0, 1, 1))
 

@@ -21,11 +21,11 @@ struct CausalConv3dParams {
   bool doubled;                                                  // rows and columns count twice
 };
 
-constexpr int64_t kTile = 4;                        // outputs of a tile's side
+constexpr int64_t kTile = 4;  // outputs of a tile's side
 constexpr int64_t kPoints = (kTile + 2) * (kTile + 2);
-constexpr int64_t kTileBlock = 16;                  // tiles multiplied together
-constexpr int64_t kPanel = 48;                      // output channels multiplied together
-constexpr int64_t kChannelMultiple = 16;            // of C and of D
+constexpr int64_t kTileBlock = 16;        // tiles multiplied together
+constexpr int64_t kPanel = 48;            // output channels multiplied together
+constexpr int64_t kChannelMultiple = 16;  // of C and of D
 
 inline int64_t conv_panels(const CausalConv3dParams& p) {
   return (p.out_channels + kPanel - 1) / kPanel;
@@ -46,6 +46,23 @@ inline int64_t conv_scratch(const CausalConv3dParams& p) {
   return kPoints * kTileBlock *
          ((p.frames + p.taps - 1) * p.channels + p.frames * conv_panels(p) * kPanel);
 }
+
+struct PackConvWeightParams {
+  const float* weight;  // (D, C, taps, 3, 3)
+  float* packed;        // (36, panels, taps * C, kPanel); columns beyond D are zeros
+  int64_t out_channels, channels, taps;
+};
+
+// Rows of the packed weight: one for each panel, tap and input channel.
+inline int64_t packed_rows(const PackConvWeightParams& p) {
+  return (p.out_channels + kPanel - 1) / kPanel * p.taps * p.channels;
+}
+
+// Rows [begin, end) of the packed weight, at all 36 points.
+SKYREELS_RT_KERNEL(pack_conv_weight, const PackConvWeightParams& params, int64_t begin, int64_t end)
+
+// The whole weight on num_threads threads. Arguments must have been checked by the caller.
+void pack_conv_weight(const PackConvWeightParams& params, Isa isa, int num_threads);
 
 // Blocks [begin, end) of the B * conv_blocks blocks.
 SKYREELS_RT_KERNEL(causal_conv3d, const CausalConv3dParams& params, int64_t begin, int64_t end,
