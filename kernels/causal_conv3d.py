@@ -96,7 +96,7 @@ def causal_conv3d(
             x, weight, bias, past=past, residual=residual, doubled=doubled
         )
     out: Tensor = _op(
-        _dense(x), weight.contiguous(), bias, _dense(past), _dense(residual), doubled, chosen
+        _dense(x), _packable(weight), bias, _dense(past), _dense(residual), doubled, chosen
     )
     return out
 
@@ -143,6 +143,11 @@ def _dense(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.contiguous(memory_format=torch.channels_last_3d)
 
 
+def _packable(weight: Tensor) -> Tensor:
+    """``weight`` itself if its rows of three follow each other, else a copy."""
+    return weight if weight.stride(3) == 3 * weight.stride(4) else weight.contiguous()
+
+
 def _run(
     x: Tensor,
     weight: Tensor,
@@ -158,9 +163,11 @@ def _run(
     out_channels, _, taps = weight.shape[:3]
     native, threads = _native.extension(), torch.get_num_threads()
     packed = x.new_empty(_POINTS * -(-out_channels // _PANEL) * _PANEL * taps * channels)
+    *strides, _, pixel = weight.stride()
     native.pack_conv_weight(
-        weight.data_ptr(), packed.data_ptr(), out_channels, channels, taps, threads
-    )
+        weight.data_ptr(), packed.data_ptr(), out_channels, channels, taps, (*strides, pixel),
+        threads,
+    )  # fmt: skip
 
     def address(one: Tensor | None) -> int:
         return 0 if one is None else one.data_ptr()

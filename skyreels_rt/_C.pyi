@@ -76,6 +76,7 @@ def pack_conv_weight(
     out_channels: int,
     channels: int,
     taps: int,
+    strides: tuple[int, int, int, int],
     num_threads: int,
     isa: str = "",
 ) -> None: ...

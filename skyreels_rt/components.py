@@ -41,7 +41,7 @@ from skyreels_rt.models.text_encoder import (
 )
 from skyreels_rt.models.tiny_vae import TinyVAE
 from skyreels_rt.models.transformer import SkyReelsTransformer
-from skyreels_rt.models.vae import VideoVAE
+from skyreels_rt.models.vae import TorchVAE, VideoVAE
 from skyreels_rt.models.wan_vae import WanVAE
 from skyreels_rt.runtime.step_cache import (
     RunFacts,
@@ -301,7 +301,7 @@ class _FolderLoader:
         name = self._class_name("vae", VAE_CLASSES)
         data = read_json(self._path("vae") / "config.json")
         with torch.device("meta"):
-            model: VideoVAE = (
+            model: TorchVAE = (
                 TinyVAE(config_from_dict(TinyVAEConfig, data, where="vae/config.json"))
                 if name == "TinyVAE"
                 else WanVAE(
@@ -312,7 +312,7 @@ class _FolderLoader:
                 )
             )
         self._fill(model, "vae", dtype=self.dtype)
-        return model
+        return model.channels_last_weights()
 
     def audio_encoder(self, *, needed: bool) -> tuple[WhisperFeatures | None, AudioFeatureConfig]:
         if not needed:

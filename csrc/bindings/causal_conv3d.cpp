@@ -40,13 +40,15 @@ void run(uintptr_t past, uintptr_t x, uintptr_t weight, uintptr_t bias, uintptr_
 }
 
 void pack(uintptr_t weight, uintptr_t packed, int64_t out_channels, int64_t channels, int64_t taps,
-          int num_threads, const std::string& isa) {
+          const std::tuple<int64_t, int64_t, int64_t, int64_t>& strides, int num_threads,
+          const std::string& isa) {
   PackConvWeightParams p{};
   p.weight = pointer<const float>(weight);
   p.packed = pointer<float>(packed);
   p.out_channels = out_channels;
   p.channels = channels;
   p.taps = taps;
+  std::tie(p.stride_out, p.stride_in, p.stride_tap, p.stride_pixel) = strides;
   require(out_channels >= 1 && channels >= 1 && taps >= 1, "sizes: expected >= 1");
   require(num_threads >= 1, "num_threads: expected >= 1");
   require(p.weight && p.packed, "weight, packed: expected addresses, got null");
@@ -63,7 +65,8 @@ void bind_causal_conv3d(py::module_& m) {
         py::arg("out_channels"), py::arg("frames"), py::arg("height"), py::arg("width"),
         py::arg("taps"), py::arg("doubled"), py::arg("num_threads"), py::arg("isa") = "");
   m.def("pack_conv_weight", &pack, py::arg("weight"), py::arg("packed"), py::arg("out_channels"),
-        py::arg("channels"), py::arg("taps"), py::arg("num_threads"), py::arg("isa") = "");
+        py::arg("channels"), py::arg("taps"), py::arg("strides"), py::arg("num_threads"),
+        py::arg("isa") = "");
 }
 
 }  // namespace skyreels_rt::bindings

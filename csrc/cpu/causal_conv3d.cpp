@@ -196,14 +196,16 @@ inline void transform_weight(const f32v (&g)[3], f32v (&u)[kSide]) {
   u[5] = g[2];
 }
 
-// kLanes output channels from `first` on, of one input channel and tap. `kernel` is the first one's
-// 3 x 3, the others are `stride` apart; there are `count` of them.
-void pack_columns(const float* kernel, int64_t stride, int64_t count, float* to,
-                  int64_t point_size) {
+// kLanes output channels, fewer at the end, of one input channel and tap; `kernel` is the first
+// one.
+void pack_columns(const PackConvWeightParams& p, const float* kernel, int64_t count, float* to) {
+  const int64_t point_size = packed_rows(p) * kPanel;
   f32v g[9];
   for (int i = 0; i < 9; ++i) {
     g[i] = f32v{};
-    for (int64_t d = 0; d < kLanes && d < count; ++d) g[i][d] = kernel[d * stride + i];
+    for (int64_t d = 0; d < kLanes && d < count; ++d) {
+      g[i][d] = kernel[d * p.stride_out + i * p.stride_pixel];
+    }
   }
   f32v half[kSide][3];
   for (int j = 0; j < 3; ++j) {
@@ -222,15 +224,13 @@ void pack_columns(const float* kernel, int64_t stride, int64_t count, float* to,
 }  // namespace
 
 void pack_conv_weight(const PackConvWeightParams& p, int64_t begin, int64_t end) {
-  const int64_t depth = p.taps * p.channels, stride = depth * 9;
-  const int64_t point_size = packed_rows(p) * kPanel;
+  const int64_t depth = p.taps * p.channels;
   for (; begin < end; ++begin) {
     const int64_t panel = begin / depth, tap = begin % depth / p.channels, c = begin % p.channels;
     for (int64_t lane = 0; lane < kPanel; lane += kLanes) {
       const int64_t first = panel * kPanel + lane;
-      const float* kernel = p.weight + first * stride + (c * p.taps + tap) * 9;
-      pack_columns(kernel, stride, p.out_channels - first, p.packed + begin * kPanel + lane,
-                   point_size);
+      const float* kernel = p.weight + first * p.stride_out + c * p.stride_in + tap * p.stride_tap;
+      pack_columns(p, kernel, p.out_channels - first, p.packed + begin * kPanel + lane);
     }
   }
 }

@@ -394,6 +394,17 @@ class TorchVAE(VideoVAE):
     def _decode_raw(self, latents: Tensor, caches: StepCaches) -> Tensor:
         """Frames (B, 3, F, H, W), not clamped, of the raw latents of one step."""
 
+    def channels_last_weights(self) -> Self:
+        """Bring the weights of convolutions into channels-last order, in place.
+
+        Values and results stay the same. oneDNN copies weights of another order in every call,
+        which for small frames takes as long as the convolution.
+        """
+        for weight in self.parameters():
+            if weight.ndim == 5:
+                weight.data = weight.data.contiguous(memory_format=torch.channels_last_3d)
+        return self
+
     def _encode(self, frames: Tensor, cache: list[Tensor] | None) -> tuple[Tensor, VAECache]:
         caches = StepCaches(cache)
         raw = self._encode_raw(_channels_last(frames, self.dtype), caches)

@@ -48,9 +48,10 @@ inline int64_t conv_scratch(const CausalConv3dParams& p) {
 }
 
 struct PackConvWeightParams {
-  const float* weight;  // (D, C, taps, 3, 3)
+  const float* weight;  // (D, C, taps, 9), of the strides below
   float* packed;        // (36, panels, taps * C, kPanel); columns beyond D are zeros
   int64_t out_channels, channels, taps;
+  int64_t stride_out, stride_in, stride_tap, stride_pixel;
 };
 
 // Rows of the packed weight: one for each panel, tap and input channel.
