@@ -113,6 +113,8 @@ def _check(
     _checks.require_shape("x", x, (None,) * 5, "(B, C, F, H, W)")
     _checks.require_floating("x", x)
     batch, channels, frames, height, width = x.shape
+    if frames == 0:
+        raise InvalidArgument("x", expected="F >= 1", got=tuple(x.shape))
     if weight.ndim != 5 or weight.shape[1] != channels or weight.shape[3:] != (3, 3):
         raise InvalidArgument(
             "weight", expected=f"shape (D, {channels}, taps, 3, 3)", got=tuple(weight.shape)
