@@ -179,7 +179,9 @@ def _example(
     return first.to(vae.dtype), cache
 
 
-def _dynamic(inputs: dict[str, Tensor], rows: int, columns: int) -> Any:
+def _dynamic(
+    inputs: dict[str, Tensor], rows: int, columns: int
+) -> tuple[dict[int, Any] | tuple[dict[int, Any], ...], ...]:
     """Rows and columns of every input as multiples of the latents' named sizes."""
     height = torch.export.Dim("latent_height", min=2, max=_MAX_CELLS)
     width = torch.export.Dim("latent_width", min=2, max=_MAX_CELLS)

@@ -12,9 +12,10 @@ convolution, and the addition of the residual.
 
 Algorithm: Winograd's minimal filtering F(4 x 4, 3 x 3) in space and a plain sum in time: a quarter
 of the multiplications (Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", 2016,
-section 4.3). The weight at the 36 points, four times its bytes, is made anew in each call: that is
-a few hundredths of the time, and kept it would be most of a model's memory. Numerics: fp32; the transforms make errors about four times those of a direct fp32
-convolution (:data:`MAX_ERROR`). The same bytes for any number of threads and on any processor.
+section 4.3). The weight at the 36 points, four times its bytes, is made anew in each call: kept, it
+would be most of a model's memory.
+Numerics: fp32; the transforms make errors several times those of a direct fp32 convolution
+(:data:`MAX_ERROR`). The same bytes for any number of threads and on any processor.
 Layout: channels-last; other orders are copied into it.
 
 ============== ======== ======

@@ -58,9 +58,7 @@ class StepCaches:
         """Store ``cache``, shape (B, C, frames, H, W), for the next step."""
         self._written.append(cache)
 
-    def exchange(
-        self, x: Tensor, num_frames: int, *, repeat_first: bool = False
-    ) -> Tensor | None:
+    def exchange(self, x: Tensor, num_frames: int, *, repeat_first: bool = False) -> Tensor | None:
         """The last ``num_frames`` frames of the step before; those of ``x`` take their place.
 
         Parameters

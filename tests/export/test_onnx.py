@@ -172,7 +172,7 @@ def test_arguments_out_of_range_are_refused(vae_of, tmp_path):
 def test_the_engine_says_what_is_missing(tmp_path):
     with pytest.raises(InvalidArgument, match="vae: expected one of torch, onnx, tensorrt"):
         Engine.from_pretrained("tiny-random", vae="openvino")
-    with pytest.raises(InvalidArgument, match="vae_folder: .*skyreels-rt export vae"):
+    with pytest.raises(InvalidArgument, match=r"vae_folder: .*skyreels-rt export vae"):
         Engine.from_pretrained("tiny-random", vae="onnx")
     with pytest.raises(InvalidArgument, match="vae_folder"):
         Engine.from_pretrained("tiny-random", vae_folder=tmp_path)

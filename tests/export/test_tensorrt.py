@@ -64,7 +64,7 @@ def test_a_broken_graph_is_refused_with_the_parsers_words(exported, rtx, tmp_pat
     model = onnx.load(folder / "decode_first.onnx")
     model.graph.node[3].op_type = "NoSuchOperator"
     onnx.save(model, folder / "decode_first.onnx")
-    with pytest.raises(ModelError, match="cannot parse it: .*Plugin not found"):
+    with pytest.raises(ModelError, match=r"cannot parse it: .*Plugin not found"):
         build_engines(folder, RTX, graphs=("decode_first",))
 
 
@@ -116,7 +116,7 @@ class StandInBuild:
         self.NetworkDefinitionCreationFlag = SimpleNamespace(**flags)
         self.calls = []
 
-    def Builder(self, logger):
+    def Builder(self, logger):  # noqa: N802 - TensorRT's name
         def create_network(flags):
             self.calls.append(("network", flags))
             return SimpleNamespace(path=None)
@@ -133,7 +133,7 @@ class StandInBuild:
             build_serialized_network=build,
         )
 
-    def OnnxParser(self, network, logger):
+    def OnnxParser(self, network, logger):  # noqa: N802
         from pathlib import Path
 
         def parse(path):

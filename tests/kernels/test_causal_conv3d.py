@@ -63,7 +63,9 @@ def test_reference_is_a_convolution_of_padded_frames():
 
 @needs_cpp
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("with_past, with_residual, doubled", [*itertools.product([0, 1], repeat=3)])
+@pytest.mark.parametrize(
+    "with_past, with_residual, doubled", [*itertools.product([0, 1], repeat=3)]
+)
 def test_cpp_is_near_the_oracle(shape, with_past, with_residual, doubled):
     x, weight, bias, past = make_inputs(shape)
     options = {"past": past if with_past else None, "doubled": bool(doubled)}
