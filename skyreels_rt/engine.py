@@ -277,28 +277,36 @@ class Engine:
         snapshot : bytes or path
             The snapshot, or a file that holds it.
         **options
-            ``max_ahead_s``, ``on_full`` and ``idle``; everything else comes from the snapshot.
+            ``max_ahead_s``, ``on_full``, ``idle``; ``video`` and ``edit_mask``, as they were, for a
+            session that edits (the video is read again up to where it was). Everything else
+            comes from the snapshot.
 
         Raises
         ------
         AdmissionRefused
             ``max_sessions`` are open.
         InvalidArgument
-            No snapshot of this model, or another option.
+            No snapshot of this model, another option, or another video.
         """
-        foreign = sorted(set(options) - {"max_ahead_s", "on_full", "idle"})
+        foreign = sorted(set(options) - {"max_ahead_s", "on_full", "idle", "video", "edit_mask"})
         if foreign:
             raise InvalidArgument(
-                foreign[0], expected="an option of the audio's queue", got="one of the snapshot's"
+                foreign[0],
+                expected="an option of the audio's queue, or the source video",
+                got="one of the snapshot's",
             )
         state = unpack_snapshot(self._components, snapshot)
+        settings = settings_of(state)
+        source = None
+        if options.get("video") is not None or options.get("edit_mask") is not None:
+            _, source = load_scene(self._components, settings, options)
 
         def open_core(is_cancelled: Callable[[], bool]) -> Session:
             return Session.restored(
-                self._components, state, is_cancelled=is_cancelled, turns=self._turns
+                self._components, state, source=source, is_cancelled=is_cancelled, turns=self._turns
             )
 
-        return self._live(open_core, settings_of(state), resolve_live(options))
+        return self._live(open_core, settings, resolve_live(options))
 
     def warmup(self) -> float:
         """Make a few frames of silence, so that the first session finds everything ready.
