@@ -153,12 +153,16 @@ def _measure_clip(
     latents = torch.randn((1, ours.latent_channels, num_latents, *grid), generator=generator)
     raw = latents * ours.latents_std + ours.latents_mean
 
+    def peer_encoded() -> Tensor:
+        moments: Tensor = theirs.encode(frames).latent_dist.mode()
+        return moments
+
     def encoded() -> Tensor:
         return ours.encode(frames) * ours.latents_std + ours.latents_mean
 
     sides: dict[str, dict[str, Callable[[], Tensor]]] = {
         "encode": {
-            "peer": lambda: theirs.encode(frames).latent_dist.mode(),
+            "peer": peer_encoded,
             "ours": encoded,
         },
         "decode": {

@@ -27,6 +27,7 @@ ENGINE = {
         "(model: 'str | Path', *, device: 'str | torch.device' = 'auto', "
         "dtype: 'str | torch.dtype' = 'auto', "
         "kernels: \"Literal['auto', 'reference'] | Mapping[str, str]\" = 'auto', "
+        "vae: 'VAERunner' = 'torch', vae_folder: 'str | Path | None' = None, "
         "max_sessions: 'int' = 64) -> 'Engine'"
     ),
     "generate": f"{AUDIO} -> 'Video'",
@@ -53,7 +54,7 @@ GENERATE_FLAGS = {
     "--negative-prompt", "--steps",
     "--guidance-form", "--text-guidance-scale", "--audio-guidance-scale", "--solver",
     "--shift", "--height", "--width", "--horizon", "--seed", "--device", "--dtype", "--kernels",
-    "--json", "--teacache", "--magcache",
+    "--vae", "--vae-folder", "--json", "--teacache", "--magcache",
 }  # fmt: skip
 
 LIVE_OPTIONS = (OPTIONS - {"cancel", "on_progress", "sample_rate"}) | {
@@ -83,6 +84,11 @@ EVAL_FLAGS = {
 CALIBRATE_FLAGS = {
     "--clips", "--image", "--audio", "--steps", "--output", "--device", "--dtype", "--kernels",
 }  # fmt: skip
+EXPORT_VAE_FLAGS = {
+    "--output", "--format", "--height", "--width", "--dynamic", "--dtype", "--opset", "--library",
+    "--compute-capability", "--timing-cache", "--version-compatible", "--device", "--verify-steps",
+    "--json",
+}  # fmt: skip
 TRAIN_FLAGS = {"--recipe", "--stage", "--until", "--without"}
 
 
@@ -104,14 +110,20 @@ def test_command_line():
 
     command = typer.main.get_command(cli.app)
     assert set(command.commands) == {
-        "generate", "stream", "serve", "doctor", "bench", "eval", "calibrate", "train",
+        "generate", "stream", "serve", "doctor", "bench", "eval", "calibrate", "train", "export",
     }  # fmt: skip
-    assert set(command.commands["bench"].commands) == {"kernels", "step", "stream", "teacache"}
+    assert set(command.commands["bench"].commands) == {
+        "kernels", "step", "stream", "teacache", "vae",
+    }  # fmt: skip
+    assert set(command.commands["export"].commands) == {"vae"}
     for name, expected in (
         ("generate", GENERATE_FLAGS), ("eval", EVAL_FLAGS), ("train", TRAIN_FLAGS),
-        ("calibrate", CALIBRATE_FLAGS),
+        ("calibrate", CALIBRATE_FLAGS), ("export vae", EXPORT_VAE_FLAGS),
     ):  # fmt: skip
-        flags = {o for p in command.commands[name].params for o in p.opts if o.startswith("--")}
+        found = command
+        for part in name.split():
+            found = found.commands[part]
+        flags = {o for p in found.params for o in p.opts if o.startswith("--")}
         assert flags - {"--help"} == expected
 
 
@@ -151,7 +163,8 @@ def test_members(name):
 def test_kernel_names():
     assert sorted(kernels.__all__) == [
         "AttentionBackend", "AudioFold", "Impl", "KernelPlan", "absorbed_audio_attention",
-        "audio_cross_attention", "blf_step", "blf_velocity", "dense_attention",
-        "fold_audio_projections", "frames_to_uint8", "gate_residual_norm_modulate", "norm_modulate",
+        "audio_cross_attention", "blf_step", "blf_velocity", "causal_conv3d",
+        "dense_attention", "fold_audio_projections", "frames_to_uint8",
+        "gate_residual_norm_modulate", "norm_modulate",
         "qk_norm_rope", "residual_apply", "residual_store", "rms_norm_silu", "teacache_gate",
     ]  # fmt: skip
