@@ -281,8 +281,9 @@ def test_memory_of_a_stream_does_not_grow_with_its_length():
         if short is None:
             pytest.skip("this system does not tell a process its peak memory")
         long = peak_bytes(lambda: decode(200))
-    assert short > vae.decoder_cache_bytes(64, 64, torch.float32)
-    assert long <= 1.1 * short
+    caches = vae.decoder_cache_bytes(64, 64, torch.float32)
+    assert short > caches
+    assert abs(long - short) < 2 * caches  # the allocator's rounding; 180 steps would leave more
 
 
 def test_bfloat16_stays_near_fp32():
