@@ -12,8 +12,9 @@ from skyreels_rt.options import GenerateOptions, LiveOptions
 NAMES = [
     "AsyncSession", "Engine", "FrameChunk", "GenerateOptions", "GenerationSummary", "Health",
     "Interruption",
-    "LiveOptions", "LiveSession", "MagCache", "MemoryEstimate", "Progress", "SkyReelsError",
-    "StepMask", "TeaCache", "Video", "__version__",
+    "LiveOptions", "LiveSession", "LoadProgress", "Lora", "MagCache",
+    "MemoryEstimate", "Progress", "QuantPolicy", "SkyReelsError", "StepMask", "TeaCache", "Video",
+    "__version__",
 ]  # fmt: skip
 
 AUDIO = "(self, audio: 'str | Path | NDArray[Any]', **options: 'Unpack[GenerateOptions]')"
@@ -28,7 +29,9 @@ ENGINE = {
         "dtype: 'str | torch.dtype' = 'auto', "
         "kernels: \"Literal['auto', 'reference'] | Mapping[str, str]\" = 'auto', "
         "vae: 'VAERunner' = 'torch', vae_folder: 'str | Path | None' = None, "
-        "max_sessions: 'int' = 64) -> 'Engine'"
+        "quantization: 'str | QuantPolicy | None' = None, offload: 'bool' = False, "
+        "max_sessions: 'int' = 64, loras: 'Sequence[Lora]' = (), revision: 'str | None' = None, "
+        "offline: 'bool' = False, on_progress: 'LoadCallback | None' = None) -> 'Engine'"
     ),
     "generate": f"{AUDIO} -> 'Video'",
     "generate_file": AUDIO.replace("(self, ", "(self, path: 'str | Path', ")
@@ -44,8 +47,9 @@ ENGINE = {
 }
 
 OPTIONS = {
-    "audio_guidance_scale", "cancel", "edit_mask", "guidance_form", "height", "horizon", "image",
-    "negative_prompt", "num_steps", "on_progress", "prompt", "sample_rate", "seed", "shift",
+    "audio_guidance_scale", "cancel", "color_correction", "color_reference", "edit_mask",
+    "guidance_form", "height", "horizon", "image", "long_form", "negative_prompt", "num_steps",
+    "on_progress", "prompt", "sample_rate", "seed", "shift",
     "solver", "teacache", "text_guidance_scale", "video", "width",
 }  # fmt: skip
 
@@ -54,10 +58,12 @@ GENERATE_FLAGS = {
     "--negative-prompt", "--steps",
     "--guidance-form", "--text-guidance-scale", "--audio-guidance-scale", "--solver",
     "--shift", "--height", "--width", "--horizon", "--seed", "--device", "--dtype", "--kernels",
-    "--vae", "--vae-folder", "--json", "--teacache", "--magcache",
+    "--vae", "--vae-folder",
+    "--json", "--teacache", "--magcache", "--color-correction", "--long-form", "--lora",
+    "--quantization", "--offload",
 }  # fmt: skip
 
-LIVE_OPTIONS = (OPTIONS - {"cancel", "on_progress", "sample_rate"}) | {
+LIVE_OPTIONS = (OPTIONS - {"cancel", "long_form", "on_progress", "sample_rate"}) | {
     "idle", "max_ahead_s", "on_full",
 }  # fmt: skip
 
@@ -89,6 +95,7 @@ EXPORT_VAE_FLAGS = {
     "--compute-capability", "--timing-cache", "--version-compatible", "--device", "--verify-steps",
     "--json",
 }  # fmt: skip
+CONVERT_FLAGS = {"--adapter", "--audio-encoder", "--preset", "--copy"}
 TRAIN_FLAGS = {"--recipe", "--stage", "--until", "--without"}
 
 
@@ -110,15 +117,17 @@ def test_command_line():
 
     command = typer.main.get_command(cli.app)
     assert set(command.commands) == {
-        "generate", "stream", "serve", "doctor", "bench", "eval", "calibrate", "train", "export",
+        "generate", "stream", "serve", "doctor", "bench", "eval", "calibrate", "train", "estimate",
+        "convert", "export",
     }  # fmt: skip
     assert set(command.commands["bench"].commands) == {
-        "kernels", "step", "stream", "teacache", "vae",
+        "kernels", "quantization", "step", "stream", "teacache", "vae",
     }  # fmt: skip
     assert set(command.commands["export"].commands) == {"vae"}
     for name, expected in (
         ("generate", GENERATE_FLAGS), ("eval", EVAL_FLAGS), ("train", TRAIN_FLAGS),
-        ("calibrate", CALIBRATE_FLAGS), ("export vae", EXPORT_VAE_FLAGS),
+        ("calibrate", CALIBRATE_FLAGS), ("convert", CONVERT_FLAGS),
+        ("export vae", EXPORT_VAE_FLAGS),
     ):  # fmt: skip
         found = command
         for part in name.split():
@@ -146,7 +155,10 @@ MEMBERS = {
         "fps", "num_frames", "rtf", "seconds", "seed", "settings", "stage_seconds",
         "steps",
     ],
-    "MemoryEstimate": ["activations", "residuals", "timeline", "total", "vae_cache", "weights"],
+    "MemoryEstimate": [
+        "activations", "available", "describe", "fits", "host", "residuals", "timeline", "total",
+        "vae_cache", "weights",
+    ],
     "Progress": ["done", "frames", "stage", "total"],
     "Video": ["audio", "duration", "fps", "frames", "num_frames", "sample_rate", "save", "steps"],
 }  # fmt: skip
@@ -163,8 +175,8 @@ def test_members(name):
 def test_kernel_names():
     assert sorted(kernels.__all__) == [
         "AttentionBackend", "AudioFold", "Impl", "KernelPlan", "absorbed_audio_attention",
-        "audio_cross_attention", "blf_step", "blf_velocity", "causal_conv3d",
-        "dense_attention", "fold_audio_projections", "frames_to_uint8",
-        "gate_residual_norm_modulate", "norm_modulate",
-        "qk_norm_rope", "residual_apply", "residual_store", "rms_norm_silu", "teacache_gate",
+        "audio_cross_attention", "blf_step", "blf_velocity", "causal_conv3d", "dense_attention",
+        "fold_audio_projections", "frames_to_uint8", "gate_residual_norm_modulate", "norm_modulate",
+        "norm_modulate_quantize", "qk_norm_rope", "quantize_rows", "residual_apply",
+        "residual_store", "rms_norm_silu", "teacache_gate",
     ]  # fmt: skip
