@@ -14,6 +14,7 @@ if __name__ == "skyreels_rt.kernels":
     )
     from skyreels_rt.kernels.audio_cross_attention import audio_cross_attention
     from skyreels_rt.kernels.blf_step import blf_step, blf_velocity
+    from skyreels_rt.kernels.causal_conv3d import causal_conv3d
     from skyreels_rt.kernels.dense_attention import AttentionBackend, dense_attention
     from skyreels_rt.kernels.frames_to_uint8 import frames_to_uint8
     from skyreels_rt.kernels.gate_residual_norm_modulate import gate_residual_norm_modulate
@@ -38,6 +39,7 @@ if __name__ == "skyreels_rt.kernels":
         "audio_cross_attention",
         "blf_step",
         "blf_velocity",
+        "causal_conv3d",
         "dense_attention",
         "fold_audio_projections",
         "frames_to_uint8",

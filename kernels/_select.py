@@ -80,6 +80,7 @@ CANDIDATES: dict[str, tuple[Candidate, ...]] = {
         Candidate(Impl.TRITON, "cuda", _FLOAT_OR_HALF),
         Candidate(Impl.CPP, "cpu", _FLOAT),
     ),
+    "causal_conv3d": (Candidate(Impl.CPP, "cpu", (torch.float32,)),),
     "audio_cross_attention": (
         Candidate(Impl.TRITON, "cuda", _FLOAT_OR_HALF),  # tensor cores; the CUDA one has none
         Candidate(Impl.CUDA, "cuda", _FLOAT_OR_HALF),
@@ -242,6 +243,7 @@ class KernelPlan:
     norm_modulate_quantize: Impl
     gate_residual_norm_modulate_quantize: Impl
     rms_norm_silu: Impl
+    causal_conv3d: Impl
     audio_cross_attention: Impl
     absorbed_audio_attention: Impl
     blf_step: Impl

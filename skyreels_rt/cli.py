@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from skyreels_rt import cli_convert, cli_live, cli_parallel, cli_weights
+from skyreels_rt import cli_convert, cli_live, cli_parallel, cli_vae, cli_weights
 from skyreels_rt.errors import InvalidArgument
 from skyreels_rt.terminal import (
     Device,
@@ -36,6 +36,7 @@ from skyreels_rt.terminal import (
 
 if TYPE_CHECKING:
     from skyreels_rt.distributed.parallel import Parallel
+    from skyreels_rt.export.exported_vae import VAERunner
     from skyreels_rt.offline import GenerationSummary
     from skyreels_rt.options import GenerateOptions
     from skyreels_rt.pretrained import LoadOptions
@@ -59,6 +60,8 @@ app.command("stream")(cli_live.stream)
 app.command("serve")(cli_live.serve)
 app.command("convert")(cli_convert.convert)
 bench_app.command("stream")(cli_live.bench_stream)
+app.add_typer(cli_vae.export_app, name="export")
+bench_app.command("vae")(cli_vae.bench_vae)
 app.command("estimate")(cli_weights.estimate)
 bench_app.command("quantization")(cli_weights.bench_quantization)
 bench_app.command("parallel")(cli_parallel.bench_parallel)
@@ -102,6 +105,8 @@ def generate(
     devices: Devices = None,
     dtype: Dtype = "auto",
     kernels: Kernels = "auto",
+    vae: Annotated[str, typer.Option(help='Who decodes: "torch", "onnx", "tensorrt".')] = "torch",
+    vae_folder: Annotated[Path | None, typer.Option(help="Of `export vae`.")] = None,
     lora: Annotated[
         list[str] | None, typer.Option(help="LoRA file, or FILE=SCALE; repeatable.")
     ] = None,
@@ -147,6 +152,8 @@ def generate(
             "quantization": quantization,
             "offload": offload,
             "loras": parse_loras(lora),
+            "vae": cast("VAERunner", vae),
+            "vae_folder": vae_folder,
         }
         engine = _open_engine(model, device, devices, requested_axes(parallel), load)
         if engine.facts.name == TINY_NAME:

@@ -45,7 +45,7 @@ from skyreels_rt.models.text_encoder import (
 )
 from skyreels_rt.models.tiny_vae import TinyVAE
 from skyreels_rt.models.transformer import SkyReelsTransformer
-from skyreels_rt.models.vae import VideoVAE
+from skyreels_rt.models.vae import TorchVAE, VideoVAE
 from skyreels_rt.models.wan_vae import WanVAE
 from skyreels_rt.presets import find_preset
 from skyreels_rt.runtime.step_cache import (
@@ -183,11 +183,8 @@ class Components:
     @property
     def num_bytes(self) -> int:
         """Bytes of transformer and VAE weights, the parts that every step and frame needs."""
-        return sum(
-            parameter.numel() * parameter.element_size()
-            for module in (self.transformer, self.vae)
-            for parameter in module.parameters()
-        )
+        weights = self.transformer.parameters()
+        return self.vae.num_bytes + sum(one.numel() * one.element_size() for one in weights)
 
     @property
     def timeline(self) -> Timeline:
@@ -236,6 +233,8 @@ def load_components(
     load = _FolderLoader(folder, _read_index(folder), device, dtype, plan, tuple(loras))
     parts = _read_folder(folder, load)
     load.fill({"transformer": transformer_device or device}, on_progress)
+    if isinstance(parts.vae, TorchVAE):
+        parts.vae.channels_last_weights()
     return replace(
         parts, calibration=_read_calibration(folder / CALIBRATION_FILE, parts.transformer)
     )
@@ -406,7 +405,7 @@ class _FolderLoader:
         name = self._class_name("vae", VAE_CLASSES)
         data = read_json(self._path("vae") / "config.json")
         with torch.device("meta"):
-            model: VideoVAE = (
+            model: TorchVAE = (
                 TinyVAE(config_from_dict(TinyVAEConfig, data, where="vae/config.json"))
                 if name == "TinyVAE"
                 else WanVAE(

@@ -158,7 +158,7 @@ class Engine(VideoMaker):
         on_progress : callable, optional
             Called with a :class:`LoadProgress` after every tensor; not beside ``devices``.
         **options
-            See :class:`.pretrained.LoadOptions`: number type, kernels, 8 bits, LoRAs, hub.
+            See :class:`.pretrained.LoadOptions`: number type, kernels, 8 bits, LoRAs, VAE, hub.
 
         Raises
         ------
@@ -173,7 +173,9 @@ class Engine(VideoMaker):
         MissingDependency
             A hub id without the ``[hub]`` extra.
         InvalidArgument
-            An unknown device or dtype.
+            An unknown device, dtype or VAE runner, or no folder for it.
+        MissingDependency
+            The package that runs the exported VAE is not installed.
         UnsupportedKernel
             A kernel implementation was asked for that cannot run here.
         """

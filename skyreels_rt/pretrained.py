@@ -14,6 +14,7 @@ from skyreels_rt.distributed.fit import require_model
 from skyreels_rt.distributed.mesh import Mesh, open_mesh, rank_device
 from skyreels_rt.distributed.parallel import Parallel
 from skyreels_rt.errors import InvalidArgument, ModelError
+from skyreels_rt.export.exported_vae import VAERunner, load_exported_vae
 from skyreels_rt.kernels import KernelPlan
 from skyreels_rt.models.transformer import offload_blocks
 from skyreels_rt.quantization import QuantPolicy, quantize_transformer, resolve_policy
@@ -55,6 +56,10 @@ class LoadOptions(TypedDict, total=False):
         Same bytes, less device memory, more time.
     loras : sequence of Lora
         Additions merged into the transformer's weights.
+    vae : {"torch", "onnx", "tensorrt"}
+        Who computes the VAE.
+    vae_folder : str or Path, optional
+        Where ``skyreels-rt export vae`` wrote its graphs; not for ``"torch"``.
     revision : str, optional
         Branch, tag or commit of a hub id; a full commit pins what is loaded.
     offline : bool
@@ -66,6 +71,8 @@ class LoadOptions(TypedDict, total=False):
     quantization: str | QuantPolicy | None
     offload: bool
     loras: Sequence[Lora]
+    vae: VAERunner
+    vae_folder: str | Path | None
     revision: str | None
     offline: bool
 
@@ -88,6 +95,8 @@ def load_facts(options: LoadOptions) -> dict[str, Any]:
     policy = options.get("quantization")
     if isinstance(policy, QuantPolicy):
         facts["quantization"] = {"rules": [list(rule) for rule in policy.rules]}
+    graphs = options.get("vae_folder")
+    facts["vae_folder"] = None if graphs is None else str(Path(graphs).absolute())
     facts["loras"] = [
         [str(Path(lora.path).absolute()), lora.scale] for lora in options.get("loras", ())
     ]
@@ -132,6 +141,8 @@ def _load(
     quantization: str | QuantPolicy | None = None,
     offload: bool = False,
     loras: Sequence[Lora] = (),
+    vae: VAERunner = "torch",
+    vae_folder: str | Path | None = None,
     revision: str | None = None,
     offline: bool = False,
 ) -> Components:
@@ -144,6 +155,7 @@ def _load(
 
         plan = KernelPlan.choose(where, kind, kernels)
         tiny = tiny_components(device=where, dtype=kind, plan=plan)
+        tiny = replace(tiny, vae=load_exported_vae(tiny.vae, vae, vae_folder))
         return _fitted(tiny, policy, offload=offload)
     folder = (
         fetch_snapshot(str(model), revision=revision, offline=offline)
@@ -159,6 +171,7 @@ def _load(
         folder, device=where, dtype=kind, plan=plan, transformer_device=staged,
         loras=loras, on_progress=on_progress,
     )  # fmt: skip
+    parts = replace(parts, vae=load_exported_vae(parts.vae, vae, vae_folder))
     parts = _fitted(parts, policy, offload=offload)
     return replace(parts, name=str(model)) if str(model) in embedded_models() else parts
 

@@ -137,7 +137,8 @@ class DecodePipeline:
     def _run(self, index: int, read: Callable[[int], Tensor]) -> Tensor:
         raw = self._vae.raw_latents(read(index))
         x = raw if self._axis.index == 0 else self._inputs.pop(index)
-        caches = StepCaches(self._caches[index])
+        before = self._caches[index]  # stays: the stage may go back to it
+        caches = StepCaches(None if before is None else list(before))
         out = run_pieces(self._pieces, x, raw, caches)
         self._caches[index + 1] = caches.finish()
         return out

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from skyreels_rt.config import TinyVAEConfig
-from skyreels_rt.models.vae import CacheShape, StepCaches, VideoVAE
+from skyreels_rt.models.vae import CacheShape, StepCaches, TorchVAE
 from skyreels_rt.models.vae_blocks import split_time
 from skyreels_rt.models.vae_pieces import DecoderPiece, run_pieces
 
@@ -172,7 +172,7 @@ class Decoder(nn.Module):
         return y + _unfold(coarse, latents.shape[0])
 
 
-class TinyVAE(VideoVAE):
+class TinyVAE(TorchVAE):
     """Small causal VAE for small models and previews; trainable through ``encode`` and ``decode``.
 
     A lone first frame is encoded as a group of four equal frames; of the first decoded group only

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from skyreels_rt.config import WanVAEConfig
 from skyreels_rt.errors import InvalidArgument
 from skyreels_rt.kernels import KernelPlan
-from skyreels_rt.models.vae import CacheShape, StepCaches, VideoVAE
+from skyreels_rt.models.vae import CacheShape, StepCaches, TorchVAE
 from skyreels_rt.models.vae_blocks import (
     TIME_CONTEXT,
     AttentionBlock,
@@ -86,7 +86,7 @@ class UpBlock(nn.Module):
             ResidualBlock(out_dim if i else in_dim, out_dim, plan) for i in range(num_resnets)
         )
         self.upsamplers = nn.ModuleList(
-            [Upsample(out_dim, double_time=double_time)] if upsample else []
+            [Upsample(out_dim, plan, double_time=double_time)] if upsample else []
         )
 
     def blocks(self) -> list[Block]:
@@ -108,7 +108,7 @@ class Encoder(nn.Module):
     def __init__(self, config: WanVAEConfig, plan: KernelPlan) -> None:
         super().__init__()
         widths = [config.base_dim * multiple for multiple in (1, *config.dim_mult)]
-        self.conv_in = CausalConv3d(3, widths[0])
+        self.conv_in = CausalConv3d(3, widths[0], plan)
         self.down_blocks = nn.ModuleList()
         scale = 1.0
         for level, (in_dim, out_dim) in enumerate(itertools.pairwise(widths)):
@@ -122,7 +122,7 @@ class Encoder(nn.Module):
                 scale /= 2
         self.mid_block = MidBlock(widths[-1], plan)
         self.norm_out = RMSNorm(widths[-1], plan)
-        self.conv_out = CausalConv3d(widths[-1], config.z_dim * 2)
+        self.conv_out = CausalConv3d(widths[-1], config.z_dim * 2, plan)
 
     def forward(self, frames: Tensor, caches: StepCaches) -> Tensor:
         """Moments (B, 2 C, 1, h, w) of ``frames``, shape (B, 3, 1 or 4, H, W)."""
@@ -151,7 +151,7 @@ class Decoder(nn.Module):
         super().__init__()
         widths = [config.base_dim * multiple for multiple in reversed(config.dim_mult)]
         double_time = (*reversed(config.temperal_downsample), False)
-        self.conv_in = CausalConv3d(config.z_dim, widths[0])
+        self.conv_in = CausalConv3d(config.z_dim, widths[0], plan)
         self.mid_block = MidBlock(widths[0], plan)
         self.up_blocks = nn.ModuleList()
         in_dim = widths[0]
@@ -169,7 +169,7 @@ class Decoder(nn.Module):
             )
             in_dim = out_dim // 2
         self.norm_out = RMSNorm(widths[-1], plan)
-        self.conv_out = CausalConv3d(widths[-1], 3)
+        self.conv_out = CausalConv3d(widths[-1], 3, plan)
 
     def pieces(self) -> list[DecoderPiece]:
         """First convolution, blocks, and last convolution: frames (B, 3, 1 or 4, H, W)."""
@@ -190,7 +190,7 @@ class Decoder(nn.Module):
         return [*self.mid_block.blocks(), *itertools.chain.from_iterable(ups)]
 
 
-class WanVAE(VideoVAE):
+class WanVAE(TorchVAE):
     """Wan2.1's VAE: 8 x 8 pixels and 4 frames a latent, two cached frames per convolution.
 
     Parameters

@@ -65,6 +65,7 @@ GENERATE_FLAGS = {
     "--negative-prompt", "--steps",
     "--guidance-form", "--text-guidance-scale", "--audio-guidance-scale", "--solver",
     "--shift", "--height", "--width", "--horizon", "--seed", "--device", "--dtype", "--kernels",
+    "--vae", "--vae-folder",
     "--json", "--teacache", "--magcache", "--color-correction", "--long-form", "--lora",
     "--quantization", "--offload", "--devices", "--parallel",
 }  # fmt: skip
@@ -99,6 +100,11 @@ EVAL_FLAGS = {
 CALIBRATE_FLAGS = {
     "--clips", "--image", "--audio", "--steps", "--output", "--device", "--dtype", "--kernels",
 }  # fmt: skip
+EXPORT_VAE_FLAGS = {
+    "--output", "--format", "--height", "--width", "--dynamic", "--dtype", "--opset", "--library",
+    "--compute-capability", "--timing-cache", "--version-compatible", "--device", "--verify-steps",
+    "--json",
+}  # fmt: skip
 CONVERT_FLAGS = {"--adapter", "--audio-encoder", "--preset", "--copy"}
 TRAIN_FLAGS = {"--recipe", "--stage", "--until", "--without"}
 
@@ -122,16 +128,21 @@ def test_command_line():
     command = typer.main.get_command(cli.app)
     assert set(command.commands) == {
         "generate", "stream", "serve", "doctor", "bench", "eval", "calibrate", "train", "estimate",
-        "convert",
+        "convert", "export",
     }  # fmt: skip
     assert set(command.commands["bench"].commands) == {
-        "kernels", "parallel", "quantization", "scaling", "step", "stream", "teacache",
+        "kernels", "parallel", "quantization", "scaling", "step", "stream", "teacache", "vae",
     }  # fmt: skip
+    assert set(command.commands["export"].commands) == {"vae"}
     for name, expected in (
         ("generate", GENERATE_FLAGS), ("eval", EVAL_FLAGS), ("train", TRAIN_FLAGS),
         ("calibrate", CALIBRATE_FLAGS), ("convert", CONVERT_FLAGS),
+        ("export vae", EXPORT_VAE_FLAGS),
     ):  # fmt: skip
-        flags = {o for p in command.commands[name].params for o in p.opts if o.startswith("--")}
+        found = command
+        for part in name.split():
+            found = found.commands[part]
+        flags = {o for p in found.params for o in p.opts if o.startswith("--")}
         assert flags - {"--help"} == expected
 
 
@@ -174,7 +185,7 @@ def test_members(name):
 def test_kernel_names():
     assert sorted(kernels.__all__) == [
         "AttentionBackend", "AudioFold", "Impl", "KernelPlan", "absorbed_audio_attention",
-        "audio_cross_attention", "blf_step", "blf_velocity", "dense_attention",
+        "audio_cross_attention", "blf_step", "blf_velocity", "causal_conv3d", "dense_attention",
         "fold_audio_projections", "frames_to_uint8", "gate_residual_norm_modulate",
         "gate_residual_norm_modulate_quantize", "norm_modulate", "norm_modulate_quantize",
         "qk_norm_rope", "quantize_rows", "residual_apply",

@@ -18,15 +18,15 @@ MAX_FILE_LINES, MAX_FUNCTION_LINES = 600, 100
 RANKS = [
     {"__main__"},
     {"cli"},
-    {"cli_convert", "cli_live", "cli_parallel", "cli_weights"},
+    {"cli_convert", "cli_live", "cli_parallel", "cli_vae", "cli_weights"},
     {"terminal", "held_out", "serve", "worker"},
     {"bench", "doctor", "training", "evaluation", "calibration", "conversion"},
     {"streaming"},
-    {"engine", "export", "report"},
+    {"engine"},
     {"worker_engine"},
     {"pretrained", "scene", "estimate", "video_maker"},
-    {"options", "offline"},
-    {"live", "progress"},
+    {"options", "offline", "export"},
+    {"live", "progress", "report"},
     {"session", "continuation", "testing"},
     {"appearance", "group_need", "latent_decoder"},
     {"components", "job", "quantization"},
@@ -41,7 +41,7 @@ RANKS = [
 ]
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}
 SIDEWAYS = {
-    ("bench", "report"), ("doctor", "report"), ("config", "errors"), ("env", "errors"),
+    ("config", "errors"), ("env", "errors"),
     ("config", "continuation_config"), ("presets", "config"), ("presets", "errors"),
     ("presets", "continuation_config"), ("continuation_config", "errors"),
     ("bench", "evaluation"),  # what a step cache costs is measured as `eval` measures
