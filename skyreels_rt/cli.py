@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from skyreels_rt import cli_live
+from skyreels_rt.cli_data import bench_data, data_app
 from skyreels_rt.terminal import (
     Device,
     Dtype,
@@ -40,6 +41,7 @@ app = typer.Typer(
 )
 bench_app = typer.Typer(help="Measure; every command ends within minutes.", no_args_is_help=True)
 app.add_typer(bench_app, name="bench")
+app.add_typer(data_app, name="data")
 Teacache = Annotated[
     str | None, typer.Option(help='Skip steps: threshold, or "auto" for a calibrated model.')
 ]
@@ -49,6 +51,7 @@ Magcache = Annotated[
 app.command("stream")(cli_live.stream)
 app.command("serve")(cli_live.serve)
 bench_app.command("stream")(cli_live.bench_stream)
+bench_app.command("data")(bench_data)
 
 
 @app.command()
@@ -267,6 +270,9 @@ def train(
     without: Annotated[
         str | None, typer.Option(help="Ablation: facial-mask, curriculum or dropout.")
     ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of shards for the stages that look at pictures.")
+    ] = None,
 ) -> None:
     """Train a model from nothing on drawn, synthesised clips; needs the [train] extra."""
     with errors_as_exit_codes():
@@ -276,7 +282,12 @@ def train(
         chosen = find_recipe(recipe)
         if without is not None:
             chosen = ablated(chosen, without)
-        run_recipe(chosen, output, stages=cast("Any", stage or STAGES), until=until)
+        clips = None
+        if data is not None:
+            from skyreels_rt.training.shard_clips import shard_clips
+
+            clips = shard_clips(data, chosen)
+        run_recipe(chosen, output, stages=cast("Any", stage or STAGES), until=until, clips=clips)
         console.print(f"{output}: done", markup=False)
 
 

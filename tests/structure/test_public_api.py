@@ -83,7 +83,7 @@ EVAL_FLAGS = {
 CALIBRATE_FLAGS = {
     "--clips", "--image", "--audio", "--steps", "--output", "--device", "--dtype", "--kernels",
 }  # fmt: skip
-TRAIN_FLAGS = {"--recipe", "--stage", "--until", "--without"}
+TRAIN_FLAGS = {"--data", "--recipe", "--stage", "--until", "--without"}
 
 
 def test_engine_methods():
@@ -104,9 +104,12 @@ def test_command_line():
 
     command = typer.main.get_command(cli.app)
     assert set(command.commands) == {
-        "generate", "stream", "serve", "doctor", "bench", "eval", "calibrate", "train",
+        "generate", "stream", "serve", "doctor", "bench", "eval", "calibrate", "train", "data",
     }  # fmt: skip
-    assert set(command.commands["bench"].commands) == {"kernels", "step", "stream", "teacache"}
+    assert set(command.commands["bench"].commands) == {
+        "data", "kernels", "step", "stream", "teacache",
+    }  # fmt: skip
+    assert set(command.commands["data"].commands) == {"build", "draw"}
     for name, expected in (
         ("generate", GENERATE_FLAGS), ("eval", EVAL_FLAGS), ("train", TRAIN_FLAGS),
         ("calibrate", CALIBRATE_FLAGS),

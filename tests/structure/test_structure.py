@@ -18,9 +18,11 @@ MAX_FILE_LINES, MAX_FUNCTION_LINES = 600, 100
 RANKS = [
     {"__main__"},
     {"cli"},
-    {"cli_live"},
+    {"cli_live", "cli_data"},
     {"terminal", "held_out", "serve"},
-    {"bench", "doctor", "training", "evaluation", "calibration"},
+    {"bench", "doctor", "training", "calibration"},
+    {"data"},
+    {"evaluation"},
     {"streaming"},
     {"engine", "export", "report"},
     {"options", "offline"},
@@ -39,7 +41,7 @@ RANKS = [
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}
 SIDEWAYS = {
     ("bench", "report"), ("doctor", "report"), ("config", "errors"), ("env", "errors"),
-    ("bench", "evaluation"),  # what a step cache costs is measured as `eval` measures
+    ("bench", "training"),  # the corpus of the data pipeline is drawn
     ("engine", "testing"),  # "tiny-random" is a model like any other, loaded lazily
     ("testing", "kernels"),
 }  # fmt: skip
