@@ -172,6 +172,8 @@ def _is_found(planted: PlantedClip, rows: ClipRows) -> tuple[bool, bool]:
     if planted.fault == "delay":
         found = any(row["kept"] and abs(row["lag_frames"] + planted.delay) <= 1 for row in rows)
         return found, found
+    if any(row["reason"] == "crashed" for row in rows):
+        return False, False
     kept = [row for row in rows if row["kept"]]
     if planted.fault == "cuts":
         found = not any(_spans(row, cut) for row in kept for cut in planted.cuts)

@@ -6,7 +6,7 @@ Legend: F frames, S samples at 16 kHz.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -274,8 +274,17 @@ PLANTS: dict[str, tuple[Plant, frozenset[str]]] = {
 """Faults that must be rejected, and the filters made for them."""
 
 
+FAULTS = (*PLANTS, "delay", "cuts")
+"""Every kind of file of the corpus but the good ones."""
+
+
 def write_corpus(
-    folder: Path, split: Split, *, num_good: int, num_each: int
+    folder: Path,
+    split: Split,
+    *,
+    num_good: int,
+    num_each: int,
+    faults: Collection[str] = FAULTS,
 ) -> Iterator[PlantedClip]:
     """Write the corpus, one file after the other.
 
@@ -290,6 +299,8 @@ def write_corpus(
         Whose identities, voices and sentences.
     num_good, num_each : int
         Files without a fault, and with each of them.
+    faults : collection of str
+        Some of ``FAULTS``.
 
     Yields
     ------
@@ -303,15 +314,19 @@ def write_corpus(
     for n in range(num_each):
         # The faults of a round share their clips, so that each is drawn once.
         for kind, (fault, (plant, _)) in enumerate(PLANTS.items()):
+            if fault not in faults:
+                continue
             draw = np.random.default_rng([n, kind])
             clip = plant(maker, 1_000 + n, draw)
             bad = clip.bad or (0, len(clip.frames))
             yield _write(folder, clip, PlantedClip(f"{fault}_{n:03d}.mp4", fault, bad=bad))
-        delay = (3 + (5 * n) % 10) * (-1 if n % 2 else 1)
-        made = PlantedClip(f"delay_{n:03d}.mp4", "delay", delay=delay)
-        yield _write(folder, delayed(maker.good(1_000 + n), delay), made)
-        clip, cuts = _in_turn(maker, 1_000 + n)
-        yield _write(folder, clip, PlantedClip(f"cuts_{n:03d}.mp4", "cuts", cuts=cuts))
+        if "delay" in faults:
+            delay = (3 + (7 * n) % 10) * (-1 if n % 2 else 1)
+            made = PlantedClip(f"delay_{n:03d}.mp4", "delay", delay=delay)
+            yield _write(folder, delayed(maker.good(1_000 + n), delay), made)
+        if "cuts" in faults:
+            clip, cuts = _in_turn(maker, 1_000 + n)
+            yield _write(folder, clip, PlantedClip(f"cuts_{n:03d}.mp4", "cuts", cuts=cuts))
 
 
 def _in_turn(maker: ClipMaker, index: int) -> tuple[TalkingClip, tuple[int, ...]]:

@@ -121,12 +121,15 @@ def _notes(container: InputContainer, stream: VideoStream) -> list[str]:
     notes = []
     with decoding(container.name, stage="video"):
         packets = islice(container.demux(stream), _PACKETS)
-        times = sorted(p.pts for p in packets if p.pts is not None)
+        # AVI has no presentation times; its decoding times are in order.
+        clock = "dts" if container.format.name == "avi" else "pts"
+        found = (getattr(packet, clock) for packet in packets)
+        times = sorted(time for time in found if time is not None)
+        container.seek(0)
+        frame = next(container.decode(stream), None)
     steps = np.diff(np.array(times, np.float64))
     if len(steps) > 1 and np.abs(steps / max(float(np.median(steps)), 1e-9) - 1).max() > _UNEVEN:
         notes.append("variable_frame_rate")
-        container.seek(0)
-        frame = next(container.decode(stream), None)
     if frame is not None and frame.rotation:
         notes.append("rotated")
     return notes

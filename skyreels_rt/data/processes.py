@@ -81,7 +81,7 @@ class _Worker:
             return self._process
         with self._log.open("ab") as log:
             self._process = process = subprocess.Popen(
-                [sys.executable, "-m", "skyreels_rt.data.worker"],
+                [sys.executable, "-P", "-m", "skyreels_rt.data.worker"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,

@@ -7,15 +7,14 @@ The folder of the build must be one that all machines see.
 from __future__ import annotations
 
 import json
-import resource
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from skyreels_rt.data.dependencies import require
 from skyreels_rt.data.settings import DataSettings, settings_from
+from skyreels_rt.data.source import SourceGraph, answer_for
 from skyreels_rt.data.tasks import SourceTask
-from skyreels_rt.errors import SkyReelsError
 
 INSTALL_HINT = "pip install 'skyreels-rt[data,ray]'"
 
@@ -30,22 +29,11 @@ class GraphActor:
     """
 
     def __init__(self, settings: str) -> None:
-        from skyreels_rt.data.source import SourceGraph
-
         self._graph = SourceGraph(settings_from(json.loads(settings)))
 
     def __call__(self, row: Mapping[str, Any]) -> dict[str, str]:
         """Process one source; its answer as JSON."""
-        answer: dict[str, Any]
-        try:
-            result = self._graph.run(Path(row["path"]), row["name"], Path(row["target"])).to_json()
-            result["peak_rss_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-            answer = {"result": result}
-        except SkyReelsError as error:
-            answer = {"error": {"message": error.message, "hint": error.hint}}
-        except Exception as error:
-            answer = {"crashed": type(error).__name__}
-        return {"id": row["id"], "answer": json.dumps(answer)}
+        return {"id": row["id"], "answer": json.dumps(answer_for(self._graph, row))}
 
 
 def run_on_ray(

@@ -9,9 +9,11 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import resource
 import tempfile
 import time
-from collections.abc import Iterator
+import traceback
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +31,7 @@ from skyreels_rt.data.shards import FPS, ShardWriter
 from skyreels_rt.data.shots import CutDetector
 from skyreels_rt.data.soundtrack import SoundTrack
 from skyreels_rt.data.speech import VoiceDetector
-from skyreels_rt.errors import MediaError, NonFinite
+from skyreels_rt.errors import MediaError, NonFinite, SkyReelsError
 from skyreels_rt.media.video_file import open_video
 from skyreels_rt.runtime.timing import StageClock
 
@@ -292,6 +294,38 @@ class _SourceWork:
             detail=self.described(self.damage) if self.damage else "",
             notes=self.probe.notes,
         )
+
+
+def answer_for(graph: SourceGraph, task: Mapping[str, str]) -> dict[str, Any]:
+    """Process a task and describe what became of it, for whoever sent it from another process.
+
+    Parameters
+    ----------
+    graph : SourceGraph
+        Ready to run.
+    task : mapping
+        ``path``, ``name`` and ``target`` of :meth:`SourceGraph.run`.
+
+    Returns
+    -------
+    dict
+        JSON data: ``{"result": ...}``; ``{"error": ...}`` for an error of this library, which ends
+        the build; ``{"crashed": ...}`` for any other, which costs the source.
+    """
+    try:
+        result = graph.run(Path(task["path"]), task["name"], Path(task["target"])).to_json()
+    except SkyReelsError as error:
+        return error_answer(error)
+    except Exception as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        return {"crashed": f"{type(error).__name__} in {Path(last.filename).name}:{last.lineno}"}
+    result["peak_rss_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"result": result}
+
+
+def error_answer(error: SkyReelsError) -> dict[str, Any]:
+    """An error of this library as an answer."""
+    return {"error": {"code": error.code, "message": error.message, "hint": error.hint}}
 
 
 def _sha256(path: Path) -> str:

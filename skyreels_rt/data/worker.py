@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 import os
 import queue
-import resource
 import sys
 import threading
-from pathlib import Path
 from typing import Any, TextIO
 
+from skyreels_rt.data.settings import settings_from
+from skyreels_rt.data.source import SourceGraph, answer_for, error_answer
 from skyreels_rt.errors import SkyReelsError
 
 _EXIT_ORPHANED = 3
@@ -28,23 +28,13 @@ def main() -> None:
     lines: queue.Queue[dict[str, Any]] = queue.Queue()
     threading.Thread(target=_listen, args=(lines,), daemon=True).start()
     try:
-        from skyreels_rt.data.settings import settings_from
-        from skyreels_rt.data.source import SourceGraph
-
         graph = SourceGraph(settings_from(lines.get()))
     except SkyReelsError as error:
-        _answer(answers, _described(error))
+        _answer(answers, error_answer(error))
         return
     _answer(answers, {"ready": True})
     while "end" not in (task := lines.get()):
-        try:
-            result = graph.run(Path(task["path"]), task["name"], Path(task["target"])).to_json()
-            result["peak_rss_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-            _answer(answers, {"result": result})
-        except SkyReelsError as error:
-            _answer(answers, _described(error))
-        except Exception as error:
-            _answer(answers, {"crashed": type(error).__name__})
+        _answer(answers, answer_for(graph, task))
 
 
 def _listen(lines: queue.Queue[dict[str, Any]]) -> None:
@@ -54,10 +44,6 @@ def _listen(lines: queue.Queue[dict[str, Any]]) -> None:
         if "end" in json.loads(line):
             return
     os._exit(_EXIT_ORPHANED)
-
-
-def _described(error: SkyReelsError) -> dict[str, Any]:
-    return {"error": {"code": error.code, "message": error.message, "hint": error.hint}}
 
 
 def _answer(file: TextIO, message: dict[str, Any]) -> None:
