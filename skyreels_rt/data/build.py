@@ -180,6 +180,7 @@ def _assemble(
     num_resumed: int,
 ) -> BuildSummary:
     """Lay the parts into shards, in the order of the sources; the manifest comes last."""
+    (folder / MANIFEST).unlink(missing_ok=True)  # it must not name shards that are gone
     for old in folder.glob("shard-*.tar*"):
         old.unlink()
     rows: list[ClipRow] = []

@@ -30,7 +30,8 @@ class SourceRefused(SkyReelsError):
     Attributes
     ----------
     reason : str
-        Machine-readable: ``unreadable``, ``no_video``, ``no_audio``, ``too_large``, ``too_long``.
+        Machine-readable: ``unreadable``, ``no_video``, ``no_audio``, ``too_large``, ``too_long``,
+        ``unreadable_sound``.
     """
 
     code = "source_refused"

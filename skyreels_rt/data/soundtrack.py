@@ -10,6 +10,7 @@ import numpy as np
 from skyreels_rt.audio.resample import SpeechResampler
 from skyreels_rt.data.shards import SAMPLE_RATE
 from skyreels_rt.data.speech import WINDOW, VoiceDetector
+from skyreels_rt.errors import MediaError, NonFinite
 from skyreels_rt.media.audio_file import open_audio
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ class SoundTrack:
         before the picture is dropped.
     voice : VoiceDetector, optional
         Judges every window once.
+    stop_at_damage : bool
+        Take damage for the end of the track instead of raising.
 
     Raises
     ------
@@ -37,13 +40,21 @@ class SoundTrack:
         The track cannot be read.
     """
 
-    def __init__(self, path: Path, delay_s: float, voice: VoiceDetector | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        delay_s: float,
+        voice: VoiceDetector | None = None,
+        *,
+        stop_at_damage: bool = False,
+    ) -> None:
         source = open_audio(path)
         self._blocks = source.blocks(source.sample_rate)
         self._resampler: SpeechResampler | None = SpeechResampler(
             source.sample_rate, source.channels
         )
         self._voice = voice
+        self._stop_at_damage = stop_at_damage
         if voice is not None:
             voice.reset()
         self._first = 0
@@ -60,8 +71,8 @@ class SoundTrack:
 
         Raises
         ------
-        MediaError, NonFinite
-            The track is damaged on the way.
+        MediaError, NonFinite, InvalidArgument
+            The track is damaged on the way, or holds samples far outside [-1, 1].
         """
         while self._resampler is not None and self._first + len(self._held) < stop:
             self._read()
@@ -92,7 +103,12 @@ class SoundTrack:
     def _read(self) -> None:
         """Take the next second; at the end the resampler's tail."""
         assert self._resampler is not None
-        block = next(self._blocks, None)
+        try:
+            block = next(self._blocks, None)
+        except (MediaError, NonFinite):
+            if not self._stop_at_damage:
+                raise
+            block = None
         if block is None:
             tail, self._resampler = self._resampler.finish(), None
             self._take(tail)

@@ -31,7 +31,7 @@ from skyreels_rt.data.shards import FPS, ShardWriter
 from skyreels_rt.data.shots import CutDetector
 from skyreels_rt.data.soundtrack import SoundTrack
 from skyreels_rt.data.speech import VoiceDetector
-from skyreels_rt.errors import MediaError, NonFinite, SkyReelsError
+from skyreels_rt.errors import InvalidArgument, MediaError, NonFinite, SkyReelsError
 from skyreels_rt.media.video_file import open_video
 from skyreels_rt.runtime.timing import StageClock
 
@@ -134,16 +134,22 @@ class SourceGraph:
                 self._judge(work, result, clock)
                 self._write(work, result, clock, target)
         except SourceRefused as refused:
-            key = digest[:_KEY_DIGITS]
-            result.rows = [
-                ClipRow(key, name, digest, reason=refused.reason, detail=refused.message)
-            ]
+            result.rows = [_refused_row(name, digest, refused.reason, refused.message)]
+        except (
+            MediaError,
+            NonFinite,
+        ) as error:  # the file changed or decodes differently each time
+            message = error.message.replace(str(path), path.name)
+            result.rows = [_refused_row(name, digest, "damaged", message)]
         result.seconds = clock.seconds
         return result
 
     def _judge(self, work: _SourceWork, result: SourceResult, clock: StageClock) -> None:
         """First pass: rows of all clips, meshes of those to keep on disk."""
-        sound = SoundTrack(work.path, work.probe.sound_delay_s, self._voice)
+        try:
+            sound = SoundTrack(work.path, work.probe.sound_delay_s, self._voice)
+        except MediaError as error:
+            raise SourceRefused("unreadable_sound", work.described(error)) from error
         for gauge in self._clips(work, result, clock):
             row, kept = self._verdict(work, gauge, sound, clock)
             result.rows.append(row)
@@ -195,7 +201,7 @@ class SourceGraph:
         key = f"{work.digest[:_KEY_DIGITS]}_{gauge.start:07d}"
         try:
             scores = gauge.scores(sound, work.probe.fps)
-        except (MediaError, NonFinite) as error:
+        except (MediaError, NonFinite, InvalidArgument) as error:
             return replace(
                 work.row(key, gauge), reason="damaged_sound", detail=work.described(error)
             ), None
@@ -248,7 +254,8 @@ class SourceGraph:
         """Second pass: the samples of what was kept."""
         if not work.kept:
             return
-        sound = SoundTrack(work.path, work.probe.sound_delay_s)
+        # Sound that is moved may come from behind the clip, where it may be damaged.
+        sound = SoundTrack(work.path, work.probe.sound_delay_s, stop_at_damage=True)
         with clock.measure("write"), ShardWriter(target) as writer:
             captions = write_samples(
                 work.path, work.kept, sound, writer, self._settings.output, self._captioner
@@ -280,20 +287,19 @@ class _SourceWork:
             num_frames=gauge.num_frames,
         )
 
-    def described(self, error: Exception) -> str:
+    def described(self, error: SkyReelsError) -> str:
         """Message of an error without the machine's folders."""
-        return getattr(error, "message", str(error)).replace(str(self.path), self.path.name)
+        return error.message.replace(str(self.path), self.path.name)
 
     def damaged_row(self) -> ClipRow:
         """Row of a source whose picture cannot be read to its end."""
-        return ClipRow(
-            self.digest[:_KEY_DIGITS],
-            self.name,
-            self.digest,
-            reason="damaged",
-            detail=self.described(self.damage) if self.damage else "",
-            notes=self.probe.notes,
-        )
+        detail = self.described(self.damage) if self.damage else ""
+        row = _refused_row(self.name, self.digest, "damaged", detail)
+        return replace(row, notes=self.probe.notes)
+
+
+def _refused_row(name: str, digest: str, reason: str, detail: str) -> ClipRow:
+    return ClipRow(digest[:_KEY_DIGITS], name, digest, reason=reason, detail=detail)
 
 
 def answer_for(graph: SourceGraph, task: Mapping[str, str]) -> dict[str, Any]:

@@ -30,7 +30,16 @@ def encode():
 
 
 def encode_file(
-    path, clip, *, pts=None, display=None, audio=True, video=True, audio_start=0, size=None
+    path,
+    clip,
+    *,
+    pts=None,
+    display=None,
+    audio=True,
+    video=True,
+    audio_start=0,
+    size=None,
+    codec="aac",
 ):
     """Write a clip with whatever is unusual about its times, tracks or orientation."""
     with av.open(str(path), "w") as output:
@@ -43,7 +52,7 @@ def encode_file(
             if display is not None:
                 picture.set_display_matrix(display)
         if audio:
-            sound = output.add_stream("aac", rate=16_000, layout="mono")
+            sound = output.add_stream(codec, rate=16_000, layout="mono")
         if picture is not None:
             for index, pixels in enumerate(clip.frames):
                 frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
@@ -53,9 +62,9 @@ def encode_file(
             output.mux(picture.encode(None))
         if sound is not None:
             for start in range(0, len(clip.audio) // 1024 * 1024, 1024):
-                block = av.AudioFrame.from_ndarray(
-                    clip.audio[None, start : start + 1024], format="fltp", layout="mono"
-                )
+                layout = "flt" if codec == "pcm_f32le" else "fltp"
+                samples = np.ascontiguousarray(clip.audio[None, start : start + 1024])
+                block = av.AudioFrame.from_ndarray(samples, format=layout, layout="mono")
                 block.sample_rate = 16_000
                 block.pts, block.time_base = start + audio_start, Fraction(1, 16_000)
                 output.mux(sound.encode(block))
