@@ -12,7 +12,7 @@ import numpy as np
 import skyreels_rt as rt
 from skyreels_rt.media.audio_file import open_audio
 from skyreels_rt.media.portraits import portrait_path
-from skyreels_rt.streaming.pcm import in_blocks
+from skyreels_rt.streaming.pcm import block_samples
 from skyreels_rt.streaming.sinks import Mp4Sink
 
 
@@ -32,7 +32,7 @@ def main() -> None:
     frames = 0
     with target.open("wb") as file, engine.open_session(image=portrait_path("mira")) as session:
         sink = Mp4Sink(file, session.fps)
-        for block in in_blocks(source.blocks(), source.sample_rate):
+        for block in source.blocks(block_samples(source.sample_rate)):
             session.push_audio(block, source.sample_rate)
             for chunk in session.frames():
                 sink.write(chunk)

@@ -9,12 +9,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from skyreels_rt.audio.token_track import TokenTrack
 from skyreels_rt.components import Components
 from skyreels_rt.conditioning.condition_track import encode_portrait, leading_slot_channels
+from skyreels_rt.diffusion.blf import Group
 from skyreels_rt.diffusion.guidance import GuidancePass, guidance_passes
-from skyreels_rt.diffusion.predictor import PromptContext
+from skyreels_rt.diffusion.noise import timeline_noise
+from skyreels_rt.diffusion.predictor import LeadingSlot, PromptContext
 from skyreels_rt.errors import InvalidArgument
 from skyreels_rt.job import JobSettings
+
+SLOT_NOISE_INDEX = 2**63 - 1
+"""Noise index of the leading slot, far from any frame of the timeline."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +81,26 @@ class Appearance:
         )
         prompt = _prompt_context(parts, settings, portrait, passes)
         return cls(portrait, latents, slot_channels, passes, prompt)
+
+    def leading_slot(self, seed: int, group: Group, track: TokenTrack | None) -> LeadingSlot | None:
+        """The portrait's slot in front of every window, for ``reference_mode="leading_slot"``."""
+        if self.slot_channels is None or self.portrait_latents is None:
+            return None
+        tokens: tuple[Tensor, ...] = ()
+        silent = None
+        if track is not None:
+            tokens = tuple(track.leading_tokens(window.start) for window in group.windows)
+            silent = track.silent_leading_tokens()
+        latents = self.portrait_latents.unsqueeze(1)
+        channels, _, height, width = latents.shape
+        noise = timeline_noise(seed, SLOT_NOISE_INDEX, 1, (channels, height, width))
+        return LeadingSlot(
+            latents=latents,
+            noise=noise.to(latents.device),
+            channels=self.slot_channels,
+            tokens=tokens,
+            silent_tokens=silent,
+        )
 
 
 def _prompt_context(

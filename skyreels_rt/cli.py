@@ -105,7 +105,8 @@ def generate(
         "seed": seed,
     }
     with errors_as_exit_codes():
-        from skyreels_rt.engine import TINY_NAME, Engine
+        from skyreels_rt.engine import Engine
+        from skyreels_rt.pretrained import TINY_NAME
         from skyreels_rt.report import require_writable
 
         options["teacache"] = _step_cache(teacache, magcache)
@@ -232,8 +233,9 @@ def calibrate(
     with errors_as_exit_codes():
         from skyreels_rt.calibration import DEFAULT_STEPS, write_calibration
         from skyreels_rt.calibration import calibrate as measure
-        from skyreels_rt.engine import Engine, model_folder
+        from skyreels_rt.engine import Engine
         from skyreels_rt.held_out import calibration_clips, given_clips
+        from skyreels_rt.pretrained import model_folder
 
         engine = Engine.from_pretrained(
             model, device=device, dtype=dtype, kernels=cast("Plan", kernels)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, cast
 
@@ -230,15 +231,17 @@ def _speech(audio: str, layout: PCMFormat, pace: str) -> tuple[Iterable[NDArray[
     from skyreels_rt.audio.resample import ResampledAudio
     from skyreels_rt.media.audio_file import open_audio
     from skyreels_rt.media.encoder import AAC_SAMPLE_RATES
-    from skyreels_rt.streaming.pcm import in_blocks, paced, read_pcm
+    from skyreels_rt.streaming.pcm import block_samples, paced, read_pcm
 
     if audio == STANDARD:
-        return read_pcm(sys.stdin.buffer, layout), layout.sample_rate
+        # Unbuffered: Python aborts at its exit where a thread waits inside sys.stdin's buffer.
+        stream = FileIO(sys.stdin.fileno(), closefd=False)
+        return read_pcm(stream, layout), layout.sample_rate
     source = open_audio(audio)
     if source.sample_rate not in AAC_SAMPLE_RATES:
         source = ResampledAudio(source, 48_000)
     rate = source.sample_rate
-    blocks = in_blocks(source.blocks(), rate)
+    blocks = source.blocks(block_samples(rate))
     return (blocks if pace == "fast" else paced(blocks, rate)), rate
 
 
@@ -255,7 +258,7 @@ def _output(name: str) -> Iterator[BinaryIO]:
         yield sys.stdout.buffer
         return
     with ExitStack() as stack:
-        with output_errors():
+        with output_errors(name):
             file = stack.enter_context(Path(name).open("wb"))
         yield file
 

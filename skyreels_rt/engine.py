@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Unpack
 
@@ -16,57 +15,27 @@ import torch
 from numpy.typing import NDArray
 
 from skyreels_rt.audio.resample import ResampledAudio
-from skyreels_rt.components import Components, load_components, stored_transformer_dtype
-from skyreels_rt.conditioning.edit_mask import resolve_edit_mask
-from skyreels_rt.conditioning.face import FaceFinder, face_available, face_status
-from skyreels_rt.conditioning.portrait import prepare_portrait
-from skyreels_rt.conditioning.source_video import SourceTrack
-from skyreels_rt.diffusion.blf import full_group_stop, plan_group
-from skyreels_rt.diffusion.guidance import guidance_passes
-from skyreels_rt.diffusion.schedule import FlowSchedule
-from skyreels_rt.errors import AdmissionRefused, InvalidArgument, ModelError
+from skyreels_rt.components import Components
+from skyreels_rt.errors import AdmissionRefused, InvalidArgument
+from skyreels_rt.estimate import estimate_job
 from skyreels_rt.job import JobSettings, settings_of
-from skyreels_rt.kernels import KernelPlan
 from skyreels_rt.live.observer import SessionObserver
 from skyreels_rt.live.session import LiveSession, LiveSettings
 from skyreels_rt.live.snapshot import pack_snapshot, unpack_snapshot
 from skyreels_rt.media.audio_file import open_audio
 from skyreels_rt.media.encoder import AAC_SAMPLE_RATES
-from skyreels_rt.media.image import ImageInput, load_image
 from skyreels_rt.media.video import Video
-from skyreels_rt.media.video_file import open_video
 from skyreels_rt.media.video_writer import VideoWriter
 from skyreels_rt.offline import GenerationSummary, OfflineJob
-from skyreels_rt.options import (
-    GenerateOptions,
-    LiveOptions,
-    SceneOptions,
-    bytes_per_latent,
-    resolve_live,
-    resolve_settings,
-)
+from skyreels_rt.options import GenerateOptions, LiveOptions, resolve_live, resolve_settings
+from skyreels_rt.pretrained import load_pretrained
 from skyreels_rt.progress import ProgressBar
-from skyreels_rt.runtime.device import resolve_device, resolve_dtype
-from skyreels_rt.runtime.memory import MemoryEstimate, activation_bytes, residual_bytes
+from skyreels_rt.runtime.memory import MemoryEstimate
 from skyreels_rt.runtime.metrics import EngineMetrics
 from skyreels_rt.runtime.turns import Gate, Turns
+from skyreels_rt.scene import load_portrait, load_scene
 from skyreels_rt.session import Session
 from skyreels_rt.types import FrameChunk
-
-TINY_NAME = "tiny-random"
-_ASSETS = Path(__file__).parent / "assets"
-
-logger = logging.getLogger(__name__)
-
-
-def embedded_models() -> tuple[str, ...]:
-    """Names of the trained models inside the package."""
-    return tuple(sorted(index.parent.name for index in _ASSETS.glob("*/model_index.json")))
-
-
-def model_folder(model: str | Path) -> Path:
-    """Folder of an embedded model by its name; any other path as it is."""
-    return _ASSETS / model if str(model) in embedded_models() else Path(model)
 
 
 @dataclass(frozen=True)
@@ -131,7 +100,7 @@ class Engine:
         Parameters
         ----------
         model : str or Path
-            A model folder, the name of an embedded model (:func:`embedded_models`), or
+            A model folder, the name of an embedded model (:func:`.pretrained.embedded_models`), or
             ``"tiny-random"``: a seeded random model of the real topology.
         device : str or torch.device
             ``"auto"`` is CUDA where there is one, else the CPU.
@@ -154,35 +123,7 @@ class Engine:
         UnsupportedKernel
             A kernel implementation was asked for that cannot run here.
         """
-        where = resolve_device(device)
-        kind = resolve_dtype(dtype, where)
-        if str(model) == TINY_NAME:
-            plan = KernelPlan.choose(where, kind, kernels)
-            from skyreels_rt.testing.tiny import tiny_components
-
-            parts = tiny_components(device=where, dtype=kind, plan=plan)
-            return cls(parts, max_sessions=max_sessions)
-        embedded = isinstance(model, str) and model in embedded_models()
-        folder = _ASSETS / model if embedded else Path(model)
-        if folder.is_file():
-            raise ModelError(
-                f"{folder}: a file, expected a model folder.",
-                stage="load",
-                hint="Pickled checkpoints (.pth, .pt, .ckpt, .bin) are never read; convert them to "
-                "a folder with safetensors first.",
-            )
-        if not folder.is_dir():
-            names = ", ".join((*embedded_models(), TINY_NAME))
-            raise ModelError(
-                f"{model}: no such model.",
-                stage="load",
-                hint=f"Give a model folder, or one of: {names}.",
-            )
-        kind = resolve_dtype(dtype, where, stored=stored_transformer_dtype(folder))
-        plan = KernelPlan.choose(where, kind, kernels)
-        parts = load_components(folder, device=where, dtype=kind, plan=plan)
-        if isinstance(model, str) and embedded:
-            parts = replace(parts, name=model)
+        parts = load_pretrained(model, device=device, dtype=dtype, kernels=kernels)
         return cls(parts, max_sessions=max_sessions)
 
     # ------------------------------------------------------------------------------------- jobs
@@ -302,7 +243,7 @@ class Engine:
             A typed error for every unusable input.
         """
         settings = resolve_settings(self._components, options, LiveOptions)
-        portrait, source = self._visual_inputs(settings, options)
+        portrait, source = load_scene(self._components, settings, options)
 
         def open_core(is_cancelled: Callable[[], bool]) -> Session:
             return Session(
@@ -326,28 +267,36 @@ class Engine:
         snapshot : bytes or path
             The snapshot, or a file that holds it.
         **options
-            ``max_ahead_s``, ``on_full`` and ``idle``; everything else comes from the snapshot.
+            ``max_ahead_s``, ``on_full``, ``idle``; ``video`` and ``edit_mask``, as they were, for a
+            session that edits (the video is read again up to where it was). Everything else
+            comes from the snapshot.
 
         Raises
         ------
         AdmissionRefused
             ``max_sessions`` are open.
         InvalidArgument
-            No snapshot of this model, or another option.
+            No snapshot of this model, another option, or another video.
         """
-        foreign = sorted(set(options) - {"max_ahead_s", "on_full", "idle"})
+        foreign = sorted(set(options) - {"max_ahead_s", "on_full", "idle", "video", "edit_mask"})
         if foreign:
             raise InvalidArgument(
-                foreign[0], expected="an option of the audio's queue", got="one of the snapshot's"
+                foreign[0],
+                expected="an option of the audio's queue, or the source video",
+                got="one of the snapshot's",
             )
         state = unpack_snapshot(self._components, snapshot)
+        settings = settings_of(state)
+        source = None
+        if options.get("video") is not None or options.get("edit_mask") is not None:
+            _, source = load_scene(self._components, settings, options)
 
         def open_core(is_cancelled: Callable[[], bool]) -> Session:
             return Session.restored(
-                self._components, state, is_cancelled=is_cancelled, turns=self._turns
+                self._components, state, source=source, is_cancelled=is_cancelled, turns=self._turns
             )
 
-        return self._live(open_core, settings_of(state), resolve_live(options))
+        return self._live(open_core, settings, resolve_live(options))
 
     def warmup(self) -> float:
         """Make a few frames of silence, so that the first session finds everything ready.
@@ -393,55 +342,9 @@ class Engine:
         InvalidArgument
             An option is out of its range.
         """
-        parts = self._components
-        settings = resolve_settings(parts, options)
-        if not math.isfinite(seconds) or seconds <= 0:
-            raise InvalidArgument("seconds", expected="a positive number", got=seconds)
-        stride, timeline = parts.vae.spatial_stride, parts.timeline
-        total = timeline.num_latents(math.ceil(seconds * settings.fps))
-        window, overlap, horizon = settings.window, settings.overlap, settings.horizon
-        group = min(total, full_group_stop(0, window=window, overlap=overlap, horizon=horizon))
-        per_latent = bytes_per_latent(parts, settings, has_source=options.get("video") is not None)
-        _, patch_h, patch_w = parts.transformer.config.patch_size
-        frames = min(window, total) + timeline.primed
-        tokens = frames * (settings.height // stride // patch_h)
-        tokens *= settings.width // stride // patch_w
-        return MemoryEstimate(
-            weights=parts.num_bytes,
-            timeline=group * per_latent,
-            vae_cache=parts.vae.cache_bytes(settings.height, settings.width, parts.dtype),
-            activations=activation_bytes(
-                parts.transformer.config, num_tokens=tokens, itemsize=parts.dtype.itemsize
-            ),
-            residuals=self._residual_bytes(settings, group, tokens),
-        )
-
-    def _residual_bytes(self, settings: JobSettings, group: int, num_tokens: int) -> int:
-        """What a step cache keeps for a group of ``group`` latents."""
-        parts = self._components
-        timesteps = FlowSchedule(settings.num_steps, settings.shift).timesteps
-        plan = parts.step_plan(settings.teacache, timesteps)
-        if not plan.skips:
-            return 0
-        windows = plan_group(
-            0, group, True,
-            window=settings.window, overlap=settings.overlap, horizon=settings.horizon,
-        )  # fmt: skip
-        passes = guidance_passes(
-            settings.guidance_form,
-            settings.text_guidance_scale,
-            settings.audio_guidance_scale,
-            has_text=bool(settings.prompt),
-            has_audio=parts.transformer.config.audio is not None,
-        )
-        return residual_bytes(
-            parts.transformer.config,
-            num_tokens=num_tokens,
-            num_windows=len(windows.windows) if windows is not None else 1,
-            num_passes=len(passes),
-            itemsize=parts.dtype.itemsize,
-            has_gate=plan.gate is not None,
-        )
+        settings = resolve_settings(self._components, options)
+        has_source = options.get("video") is not None
+        return estimate_job(self._components, settings, seconds, has_source=has_source)
 
     def health(self) -> Health:
         """How the engine is doing, for a liveness probe."""
@@ -477,7 +380,7 @@ class Engine:
         num_samples, rate = source_audio.num_samples, source_audio.sample_rate
         if rate not in AAC_SAMPLE_RATES:
             source_audio = ResampledAudio(source_audio, 48_000)
-        portrait, source = self._visual_inputs(settings, options)
+        portrait, source = load_scene(self._components, settings, options)
         bar = None
         on_progress = options.get("on_progress")
         if on_progress is None:
@@ -513,7 +416,7 @@ class Engine:
                 open_core,
                 live,
                 pack=lambda state: pack_snapshot(self._components, state),
-                load_portrait=lambda image: self._portrait(settings, image, _finder()),
+                load_portrait=lambda image: load_portrait(self._components, settings, image),
                 observer=observer,
                 on_close=release,
             )
@@ -523,57 +426,3 @@ class Engine:
             raise
         self._sessions.add(session)
         return session
-
-    def _portrait(
-        self, settings: JobSettings, image: ImageInput, finder: FaceFinder | None
-    ) -> NDArray[np.uint8]:
-        """Portrait in the output's shape."""
-        config = self._components.transformer.config
-        sees_reference = (
-            config.condition_channels > 0 and self._components.generation.reference_mode != "none"
-        )
-        if not sees_reference and config.image_dim is None:
-            raise InvalidArgument(
-                "image",
-                expected="a model that takes a portrait",
-                got="a model without reference and image branch",
-                hint="Leave the image out, or load another model.",
-            )
-        if finder is None:
-            logger.warning("the portrait is cropped at its centre: %s", face_status())
-        return prepare_portrait(load_image(image), settings.height, settings.width, finder=finder)
-
-    def _visual_inputs(
-        self, settings: JobSettings, options: SceneOptions
-    ) -> tuple[NDArray[np.uint8] | None, SourceTrack | None]:
-        """Portrait in the output's shape, and the source track; each None if not given."""
-        image, video = options.get("image"), options.get("video")
-        mask = options.get("edit_mask")
-        if mask is not None and video is None:
-            raise InvalidArgument("edit_mask", expected="a video to edit", got="no video")
-        if image is None and video is None and not settings.prompt:
-            raise InvalidArgument(
-                "image", expected="an image, a video or a prompt", got="none of them"
-            )
-        mask = "mouth" if mask is None else mask
-        needs_face = video is not None and isinstance(mask, str) and mask in ("mouth", "face")
-        finder = FaceFinder() if needs_face else (_finder() if image is not None else None)
-        portrait = source = None
-        if image is not None:
-            portrait = self._portrait(settings, image, finder)
-        if video is not None:
-            frame_mask = resolve_edit_mask(mask, settings.height, settings.width, finder)
-            rate = settings.fps if isinstance(video, np.ndarray) else None
-            source = SourceTrack(
-                open_video(video, rate),
-                frame_mask,
-                settings.fps,
-                settings.height,
-                settings.width,
-            )
-        return portrait, source
-
-
-def _finder() -> FaceFinder | None:
-    """What finds faces, where it is installed."""
-    return FaceFinder() if face_available() else None

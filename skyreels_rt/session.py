@@ -33,7 +33,7 @@ from skyreels_rt.diffusion.blf import (
 from skyreels_rt.diffusion.block_reuse import OnBlocks
 from skyreels_rt.diffusion.denoise import denoise_group
 from skyreels_rt.diffusion.noise import timeline_noise
-from skyreels_rt.diffusion.predictor import LeadingSlot, WindowPredictor
+from skyreels_rt.diffusion.predictor import WindowPredictor
 from skyreels_rt.diffusion.schedule import FlowSchedule
 from skyreels_rt.diffusion.solvers import make_solver
 from skyreels_rt.errors import Cancelled, InvalidArgument, MediaError, NonFinite
@@ -45,9 +45,6 @@ from skyreels_rt.runtime.step_cache import StepLog, StepRun
 from skyreels_rt.runtime.timing import StageClock
 from skyreels_rt.runtime.turns import Turns
 from skyreels_rt.types import FrameChunk, PartState, Progress, ProgressCallback
-
-SLOT_NOISE_INDEX = 2**63 - 1
-"""Noise index of the leading slot, far from any frame of the timeline."""
 
 
 class Session:
@@ -280,16 +277,15 @@ class Session:
         """Forget all speech and all latents behind the last delivered frame.
 
         Other speech may follow at once, also after :meth:`end_audio`. What was delivered stays what
-        the next frames continue. A finished session stays finished.
+        the next frames continue; a source video goes on behind it. A finished session stays
+        finished.
 
         Raises
         ------
         InvalidArgument
-            The session is closed, or edits a source video, which cannot go back.
+            The session is closed.
         """
         self._require_open("rewind")
-        if self._track.has_source:
-            raise InvalidArgument("rewind", expected="a session without source video", got="one")
         if self.is_finished:
             return
         self.speech.rewind()
@@ -306,11 +302,9 @@ class Session:
         Raises
         ------
         InvalidArgument
-            The session is closed, or edits a source video, which a snapshot cannot hold.
+            The session is closed.
         """
         self._require_open("state")
-        if self._track.has_source:
-            raise InvalidArgument("snapshot", expected="a session without source video", got="one")
         facts = {
             "settings": settings_facts(self.settings),
             "ended": self._ended,
@@ -325,7 +319,9 @@ class Session:
         for index, cache in enumerate(self._decoder_cache or ()):
             tensors[f"decoder.{index}"] = cache.clone()
         tokens = None if self._tokens is None else self._tokens.state()
-        return PartState(facts, tensors).joined(speech=self.speech.state(), tokens=tokens)
+        return PartState(facts, tensors).joined(
+            speech=self.speech.state(), tokens=tokens, source=self._track.state()
+        )
 
     @classmethod
     def restored(
@@ -333,22 +329,38 @@ class Session:
         components: Components,
         state: PartState,
         *,
+        source: SourceTrack | None = None,
         is_cancelled: Callable[[], bool] | None = None,
         turns: Turns | None = None,
     ) -> Session:
-        """Session of the same model that goes on where :meth:`state` was taken, bit for bit."""
+        """Session of the same model that goes on where :meth:`state` was taken, bit for bit.
+
+        Raises
+        ------
+        InvalidArgument
+            The session edited a source video, and ``source`` is none or another.
+        """
         facts, tensors = state.facts, state.tensors
+        if (facts["source"] is None) != (source is None):
+            raise InvalidArgument(
+                "video",
+                expected="none" if facts["source"] is None else "the source video of the snapshot",
+                got="none" if source is None else "one",
+            )
         portrait = tensors.get("portrait")
         session = cls(
             components,
             settings_of(state),
             portrait=None if portrait is None else portrait.cpu().numpy(),
+            source=source,
             is_cancelled=is_cancelled,
             turns=turns,
         )
         session._ended = facts["ended"]
         session._planned, session._decoded = facts["planned"], facts["decoded"]
         session._first_kept, session._frame_index = facts["first_kept"], facts["frame_index"]
+        if source is not None:
+            session._track.restore(state.part("source"))
         session._kept = tensors["kept"].to(components.device)
         count = sum(name.startswith("decoder.") for name in tensors)
         if count:
@@ -519,28 +531,9 @@ class Session:
             channels=channels,
             tokens=tokens,
             silent_tokens=silent,
-            slot=self._leading_slot(group),
+            slot=self._appearance.leading_slot(self.settings.seed, group, self._tokens),
             steps=self._steps if self._steps.skips else None,
             observe=self._observe,
-        )
-
-    def _leading_slot(self, group: Group) -> LeadingSlot | None:
-        """The portrait's slot in front of every window, for ``reference_mode="leading_slot"``."""
-        looks = self._appearance
-        if looks.slot_channels is None or looks.portrait_latents is None:
-            return None
-        tokens: tuple[Tensor, ...] = ()
-        silent = None
-        if self._tokens is not None:
-            tokens = tuple(self._tokens.leading_tokens(w.start) for w in group.windows)
-            silent = self._tokens.silent_leading_tokens()
-        noise = timeline_noise(self.settings.seed, SLOT_NOISE_INDEX, 1, self._latent_shape)
-        return LeadingSlot(
-            latents=looks.portrait_latents.unsqueeze(1),
-            noise=noise.to(self._parts.device),
-            channels=looks.slot_channels,
-            tokens=tokens,
-            silent_tokens=silent,
         )
 
     def _keep(self, group: Group, latents: Tensor) -> None:

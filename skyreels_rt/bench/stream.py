@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 
 from skyreels_rt.audio.resample import ResampledAudio
 from skyreels_rt.errors import InvalidArgument
-from skyreels_rt.media.audio_file import AudioSource
+from skyreels_rt.media.audio_file import AudioSource, in_blocks
 from skyreels_rt.media.encoder import AAC_SAMPLE_RATES
 from skyreels_rt.options import LiveOptions, resolve_settings
 from skyreels_rt.report import Report, Row
 from skyreels_rt.streaming.needs import AudioNeeds
-from skyreels_rt.streaming.pcm import in_blocks, paced
+from skyreels_rt.streaming.pcm import block_samples, paced
 from skyreels_rt.streaming.run import LiveRun
 from skyreels_rt.streaming.statistics import LiveFigures, LiveStatistics
 
@@ -93,7 +93,7 @@ def measure_stream(
 
     def run(number: int) -> None:
         try:
-            blocks = paced(in_blocks([samples], rate), rate)
+            blocks = paced(in_blocks([samples], block_samples(rate)), rate)
             session = engine.open_session(**options)
             with LiveRun(session, blocks, rate, collected[number]) as live:
                 for _ in live:

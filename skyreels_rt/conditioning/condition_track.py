@@ -17,7 +17,7 @@ from skyreels_rt.conditioning.source_video import SourceTrack, composite
 from skyreels_rt.config import TransformerConfig
 from skyreels_rt.errors import InvalidArgument
 from skyreels_rt.models.vae import VAECache, VideoVAE
-from skyreels_rt.types import Timeline
+from skyreels_rt.types import PartState, Timeline
 
 
 def to_video_tensor(frames: NDArray[np.uint8], vae: VideoVAE) -> Tensor:
@@ -206,6 +206,53 @@ class ConditionTrack:
         if drop > 0:
             del self._latents[:drop], self._masks[:drop]
             self._first += drop
+
+    def state(self) -> PartState | None:
+        """What :meth:`restore` needs, of constant size; None without a source video."""
+        if self._source is None:
+            return None
+        facts = {
+            "first": self._first,
+            "num_encoded": self._num_encoded,
+            "num_source_frames": self.num_source_frames,
+            "position": self._source.position(),
+        }
+        tensors = {f"cache.{index}": part.clone() for index, part in enumerate(self._cache or ())}
+        if self._reference is not None:
+            tensors["reference"] = self._reference.clone()
+        if self._latents:
+            tensors["latents"] = torch.stack(self._latents)
+            tensors["masks"] = torch.stack(self._masks)
+        if self._frames:
+            frames, alphas = zip(*self._frames, strict=True)
+            tensors["frames"] = torch.from_numpy(np.stack(frames))
+            tensors["alphas"] = torch.from_numpy(np.stack(alphas))
+        return PartState(facts, tensors)
+
+    def restore(self, state: PartState) -> None:
+        """Go on where :meth:`state` was taken; reads the source up to there.
+
+        Raises
+        ------
+        InvalidArgument
+            The source is another video.
+        """
+        assert self._source is not None
+        facts, tensors = state.facts, state.tensors
+        self._source.seek(facts["position"])
+        self._first, self._num_encoded = facts["first"], facts["num_encoded"]
+        self.num_source_frames = facts["num_source_frames"]
+        device = next(self._vae.parameters()).device
+        if "reference" in tensors:
+            self._reference = tensors["reference"].to(device)
+        count = sum(name.startswith("cache.") for name in tensors)
+        if count:
+            self._cache = tuple(tensors[f"cache.{index}"].to(device) for index in range(count))
+        if "latents" in tensors:
+            self._latents, self._masks = list(tensors["latents"]), list(tensors["masks"])
+        if "frames" in tensors:
+            pairs = zip(tensors["frames"].numpy(), tensors["alphas"].numpy(), strict=True)
+            self._frames = list(pairs)
 
     def close(self) -> None:
         """Close the source video."""

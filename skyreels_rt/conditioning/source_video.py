@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import zlib
 from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from skyreels_rt.conditioning.portrait import cover_crop
+from skyreels_rt.errors import InvalidArgument
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -40,6 +42,7 @@ class SourceTrack:
         self._mask = mask
         self._size = (height, width)
         self._next_index = 0
+        self._checksum = 0  # of the frames read so far
 
     def read(self, n: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
         """Read the next ``n`` frames; fewer at the end of the video, none after it or after close.
@@ -63,10 +66,32 @@ class SourceTrack:
             frame = cover_crop(source, *self._size)
             alphas.append(self._mask.alpha(frame, self._next_index))
             frames.append(frame)
+            self._checksum = zlib.crc32(frame.tobytes(), self._checksum)
             self._next_index += 1
         if not frames:
             return np.zeros((0, *self._size, 3), np.uint8), np.zeros((0, *self._size), np.float32)
         return np.stack(frames), np.stack(alphas)
+
+    def position(self) -> dict[str, int]:
+        """How far the video was read, for :meth:`seek`."""
+        return {"frames": self._next_index, "checksum": self._checksum}
+
+    def seek(self, position: dict[str, int]) -> None:
+        """Read on from a :meth:`position` of the same video.
+
+        The frames before it are read again: a mask that follows a face remembers them.
+
+        Raises
+        ------
+        InvalidArgument
+            The frames before it are not those of then.
+        """
+        while self._next_index < position["frames"] and len(self.read(1)[0]):
+            pass
+        if self.position() != position:
+            raise InvalidArgument(
+                "video", expected="the video of the snapshot", got="another, or another size"
+            )
 
     def close(self) -> None:
         """End the track and let go of the video; safe to call twice."""

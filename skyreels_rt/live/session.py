@@ -273,8 +273,6 @@ class LiveSession:
         ------
         SessionStateError
             The session is closed.
-        InvalidArgument
-            The session edits a source video, which cannot go back.
         """
         started = time.monotonic()
         with self._changed:
@@ -335,14 +333,13 @@ class LiveSession:
     def snapshot(self) -> bytes:
         """The session between two chunks as bytes, for :meth:`Engine.restore_session`.
 
-        Waits for a chunk that another thread computes. Holds pushed audio too.
+        Waits for a chunk that another thread computes. Holds pushed audio too; of a source video
+        only the frames at hand.
 
         Raises
         ------
         SessionStateError
             The session is closed.
-        InvalidArgument
-            The session edits a source video, which a snapshot cannot hold.
         """
         with self._compute.hold():
             self._require_open("snapshot")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from io import RawIOBase
 from typing import Any, BinaryIO, Final, Literal, get_args
 
 import numpy as np
@@ -76,7 +77,12 @@ class PCMFormat:
         return floats
 
 
-def read_pcm(stream: BinaryIO, layout: PCMFormat) -> Iterator[NDArray[np.float32]]:
+def block_samples(sample_rate: int) -> int:
+    """Samples of a block of ``BLOCK_SECONDS``."""
+    return max(1, round(sample_rate * BLOCK_SECONDS))
+
+
+def read_pcm(stream: RawIOBase | BinaryIO, layout: PCMFormat) -> Iterator[NDArray[np.float32]]:
     """Blocks (S, channels) of ``BLOCK_SECONDS`` from ``stream`` until it ends; the last is shorter.
 
     Raises
@@ -84,8 +90,8 @@ def read_pcm(stream: BinaryIO, layout: PCMFormat) -> Iterator[NDArray[np.float32
     MediaError
         The stream ends inside a sample.
     """
-    size = max(1, round(layout.sample_rate * BLOCK_SECONDS)) * layout.bytes_per_sample
-    while data := stream.read(size):
+    size = block_samples(layout.sample_rate) * layout.bytes_per_sample
+    while data := _read_whole(stream, size):
         if len(data) % layout.bytes_per_sample:
             raise MediaError(
                 f"audio: expected whole samples of {layout.bytes_per_sample} bytes, got a stream "
@@ -96,14 +102,12 @@ def read_pcm(stream: BinaryIO, layout: PCMFormat) -> Iterator[NDArray[np.float32
         yield layout.decode(data)
 
 
-def in_blocks(
-    pieces: Iterable[NDArray[np.float32]], sample_rate: int
-) -> Iterator[NDArray[np.float32]]:
-    """The samples of ``pieces`` (S, channels) in blocks of at most ``BLOCK_SECONDS``."""
-    size = max(1, round(sample_rate * BLOCK_SECONDS))
-    for piece in pieces:
-        for start in range(0, len(piece), size):
-            yield piece[start : start + size]
+def _read_whole(stream: RawIOBase | BinaryIO, size: int) -> bytes:
+    """``size`` bytes, less only at the end; an unbuffered stream gives what a pipe holds."""
+    data = stream.read(size) or b""
+    while data and len(data) < size and (more := stream.read(size - len(data))):
+        data += more
+    return data
 
 
 def paced(

@@ -88,15 +88,15 @@ def _send(stream: BinaryIO, data: bytes) -> None:
 
 
 @contextmanager
-def output_errors() -> Iterator[None]:
-    """Turn an error of the byte stream inside the block into an OutputError."""
+def output_errors(name: str = "the output") -> Iterator[None]:
+    """Turn an error of the byte stream ``name`` inside the block into an OutputError."""
     try:
         yield
     except OutputError:
         raise
     except OSError as error:
         raise OutputError(
-            f"The output cannot be written ({error.strerror}).",
+            f"{name}: cannot be written ({error.strerror}).",
             stage="output",
-            hint="Check that its reader still runs and that the device has space.",
+            hint="Check its folder, its space, and that whoever reads it still runs.",
         ) from error

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 import skyreels_rt as rt
-from skyreels_rt.engine import embedded_models
 from skyreels_rt.evaluation.clips import still_mask
 from skyreels_rt.evaluation.fidelity import psnr
 from skyreels_rt.evaluation.mouth import mouth_opening
 from skyreels_rt.evaluation.sync import sync_at
 from skyreels_rt.held_out import clip_of
+from skyreels_rt.pretrained import embedded_models
 from skyreels_rt.training.data.triplets import TripletSource
 
 FRAMES = 64

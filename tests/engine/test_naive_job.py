@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import skyreels_rt as rt
+from skyreels_rt.appearance import SLOT_NOISE_INDEX
 from skyreels_rt.audio.features import FeatureStream
 from skyreels_rt.conditioning.portrait import cover_crop
 from skyreels_rt.diffusion.blf import plan_group, window_weights
@@ -13,7 +14,6 @@ from skyreels_rt.diffusion.noise import timeline_noise
 from skyreels_rt.diffusion.schedule import FlowSchedule
 from skyreels_rt.diffusion.solvers import make_solver
 from skyreels_rt.models.transformer import ContextCache
-from skyreels_rt.session import SLOT_NOISE_INDEX
 from skyreels_rt.testing.tiny import TinyModel, tiny_components
 
 SHAPE = (16, 4, 6)

@@ -12,7 +12,7 @@ from skyreels_rt.errors import InvalidArgument, MediaError
 from skyreels_rt.options import resolve_settings
 from skyreels_rt.session import Session
 from skyreels_rt.streaming.needs import AudioNeeds
-from skyreels_rt.streaming.pcm import PCMFormat, in_blocks, paced, read_pcm
+from skyreels_rt.streaming.pcm import PCMFormat, paced, read_pcm
 from skyreels_rt.streaming.statistics import LiveStatistics, percentile
 from skyreels_rt.types import FrameChunk
 
@@ -101,13 +101,6 @@ def test_pcm_comes_back(kind):
     assert np.array_equal(np.concatenate(blocks) * 32768, samples)
     with pytest.raises(MediaError, match="inside"):
         list(read_pcm(io.BytesIO(data.tobytes()[:-1]), layout))
-
-
-def test_blocks_keep_the_samples():
-    pieces = [np.arange(n, dtype=np.float32)[:, None] for n in (0, 1, 1000, 320)]
-    blocks = list(in_blocks(pieces, 16_000))
-    assert max(map(len, blocks)) == 320
-    assert np.array_equal(np.concatenate(blocks), np.concatenate(pieces))
 
 
 def test_pace_follows_the_clock():

@@ -25,6 +25,7 @@ RANKS = [
     {"evaluation"},
     {"streaming"},
     {"engine", "export", "report"},
+    {"pretrained", "scene", "estimate"},
     {"options", "offline"},
     {"live", "progress"},
     {"session", "testing"},
@@ -42,7 +43,7 @@ RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}
 SIDEWAYS = {
     ("bench", "report"), ("doctor", "report"), ("config", "errors"), ("env", "errors"),
     ("bench", "training"),  # the corpus of the data pipeline is drawn
-    ("engine", "testing"),  # "tiny-random" is a model like any other, loaded lazily
+    ("pretrained", "testing"),  # "tiny-random" is a model like any other, loaded lazily
     ("testing", "kernels"),
 }  # fmt: skip
 
