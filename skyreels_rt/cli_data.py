@@ -11,7 +11,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from skyreels_rt.errors import InvalidArgument
-from skyreels_rt.terminal import JsonFile, command_line, console, errors_as_exit_codes, report_table
+from skyreels_rt.terminal import (
+    EXIT_INTERRUPTED,
+    JsonFile,
+    command_line,
+    console,
+    errors_as_exit_codes,
+    report_table,
+)
 
 data_app = typer.Typer(help="Make training data.", no_args_is_help=True)
 
@@ -47,16 +54,20 @@ def build(
             from skyreels_rt.data.ray_runner import run_on_ray
 
             runner = run_on_ray
-        with _bar() as bar:
-            row = bar.add_task("sources", total=len(sources))
-            summary = run_build(
-                sources,
-                output,
-                settings,
-                workers=workers,
-                runner=runner,
-                on_progress=lambda done, total: bar.update(row, completed=done, total=total),
-            )
+        try:
+            with _bar() as bar:
+                row = bar.add_task("sources", total=len(sources))
+                summary = run_build(
+                    sources,
+                    output,
+                    settings,
+                    workers=workers,
+                    runner=runner,
+                    on_progress=lambda done, total: bar.update(row, completed=done, total=total),
+                )
+        except KeyboardInterrupt:
+            console.print("interrupted; the same command goes on where it stopped")
+            raise typer.Exit(EXIT_INTERRUPTED) from None
         console.print(
             f"{output}: {summary.num_kept} of {summary.num_clips} clips kept from "
             f"{summary.num_sources} sources ({summary.num_resumed} done before), "

@@ -33,7 +33,13 @@ from skyreels_rt.data.shards import FPS, ShardWriter
 from skyreels_rt.data.shots import CutDetector
 from skyreels_rt.data.soundtrack import SoundTrack
 from skyreels_rt.data.speech import VoiceDetector
-from skyreels_rt.errors import InvalidArgument, MediaError, NonFinite, SkyReelsError
+from skyreels_rt.errors import (
+    InvalidArgument,
+    MediaError,
+    NonFinite,
+    OutputError,
+    SkyReelsError,
+)
 from skyreels_rt.media.video_file import open_video
 from skyreels_rt.runtime.timing import StageClock
 
@@ -137,10 +143,8 @@ class SourceGraph:
                 self._write(work, result, clock, target)
         except SourceRefused as refused:
             result.rows = [_refused_row(name, digest, refused.reason, refused.message)]
-        except (
-            MediaError,
-            NonFinite,
-        ) as error:  # the file changed or decodes differently each time
+        except (MediaError, NonFinite) as error:
+            # The file changed, or decodes differently the second time.
             message = error.message.replace(str(path), path.name)
             result.rows = [_refused_row(name, digest, "damaged", message)]
         result.seconds = clock.seconds
@@ -331,6 +335,10 @@ def answer_for(graph: SourceGraph, task: Mapping[str, str]) -> dict[str, Any]:
         result = graph.run(Path(task["path"]), task["name"], Path(task["target"])).to_json()
     except SkyReelsError as error:
         return error_answer(error)
+    except OSError as error:
+        # Readers turn theirs into media errors: this is a full or failing disk under the output.
+        why = error.strerror or type(error).__name__
+        return error_answer(OutputError(f"{task['name']}: its samples cannot be written ({why})."))
     except Exception as error:
         last = traceback.extract_tb(error.__traceback__)[-1]
         return {"crashed": f"{type(error).__name__} in {Path(last.filename).name}:{last.lineno}"}

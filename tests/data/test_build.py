@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,10 @@ import pytest
 from skyreels_rt.bench.data_corpus import TalkingClip, delayed, write_clip
 from skyreels_rt.data.build import MANIFEST, REPORT, build
 from skyreels_rt.data.manifest import read_manifest
+from skyreels_rt.data.processes import WorkerFailed, run_in_processes
 from skyreels_rt.data.settings import CaptionSettings, load_settings
 from skyreels_rt.data.shards import ShardSet
+from skyreels_rt.data.source import answer_for
 from skyreels_rt.data.sync import sync_scores
 from skyreels_rt.errors import InvalidArgument
 
@@ -241,9 +244,23 @@ def test_captioner_of_the_user(sources, settings, tmp_path, monkeypatch, name, c
     assert rows["empty.mp4"]["reason"] == "unreadable"
 
 
-def test_captioner_that_does_not_exist(sources, settings, tmp_path):
-    from skyreels_rt.data.processes import WorkerFailed
+def test_a_source_that_takes_too_long_is_given_up(sources, settings, tmp_path):
+    quick = partial(run_in_processes, workers=1, timeout_s=0.05)
+    build([sources / "good.mp4"], tmp_path, settings, runner=quick)
+    (row,) = read_manifest(tmp_path / MANIFEST)
+    assert (row["reason"], row["kept"]) == ("crashed", False)
 
+
+def test_a_failing_disk_ends_the_build_and_blames_no_source():
+    class FullDisk:
+        def run(self, path, name, target):
+            raise OSError(28, "No space left on device")
+
+    task = {"path": "a", "name": "a.mp4", "target": "b"}
+    assert answer_for(FullDisk(), task)["error"]["code"] == "output"
+
+
+def test_captioner_that_does_not_exist(sources, settings, tmp_path):
     mine = replace(settings, caption=CaptionSettings("nowhere:none"))
     with pytest.raises(WorkerFailed, match="package"):
         build([sources / "good.mp4"], tmp_path, mine, workers=1)
