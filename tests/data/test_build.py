@@ -229,7 +229,10 @@ def wrong(frame, scores):
 
 @pytest.mark.parametrize(
     ("name", "caption", "reason"),
-    [("fine", "someone says something", ""), ("deadly", "", "crashed")],
+    [
+        ("fine", "someone says something", ""),
+        pytest.param("deadly", "", "crashed", marks=pytest.mark.slow),
+    ],
 )
 def test_captioner_of_the_user(sources, settings, tmp_path, monkeypatch, name, caption, reason):
     """Also: a worker that dies costs its source, not the build."""
@@ -318,18 +321,18 @@ def test_ray_writes_the_same_bytes(built, sources, settings, tmp_path):
 
 @pytest.mark.slow
 def test_a_long_large_source_stays_in_memory(shared_data, encode, settings, tmp_path):
-    """Forty seconds of 1080p: the clips are cut out of a stream, never held."""
+    """Half a minute of 1080p: the clips are cut out of a stream, never held."""
     from skyreels_rt.media.video_file import open_video
 
     real = list(open_video(shared_data / "video" / "talking_458_25fps_15s.mp4").frames(25))[:100]
     tall = [np.kron(frame, np.ones((2, 2, 1), np.uint8))[:900] for frame in real]
     wide = np.stack([np.pad(f, ((90, 90), (502, 502), (0, 0)), mode="edge") for f in tall])
     order = np.concatenate([np.arange(100), np.arange(98, 0, -1)])
-    frames = [wide[order[i % len(order)]] for i in range(40 * 25)]
-    noise = np.random.default_rng(0).standard_normal(40 * 16_000).astype(np.float32)
+    frames = [wide[order[i % len(order)]] for i in range(30 * 25)]
+    noise = np.random.default_rng(0).standard_normal(30 * 16_000).astype(np.float32)
     encode(tmp_path / "long.mp4", TalkingClip(frames, 0.05 * noise), size=wide.shape[1:3])
     summary = build([tmp_path / "long.mp4"], tmp_path / "out", settings, workers=1)
-    assert summary.num_clips >= 4
+    assert summary.num_clips >= 3
     assert summary.peak_rss_mb <= 1024
 
 
