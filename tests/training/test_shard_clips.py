@@ -124,3 +124,21 @@ def test_stages_run_on_shards_and_keep_them_apart(folder, miniature, tmp_path):
     assert len(list((tmp_path / f"clips-{source.mark}").iterdir())) == 2
     with pytest.raises(ModelError):
         run_recipe(short, tmp_path, stages=["vae"])
+
+
+def test_commands_draw_shards_and_train_on_them(tmp_path):
+    from typer.testing import CliRunner
+
+    from skyreels_rt.cli import app
+
+    drawn, run = str(tmp_path / "shards"), str(tmp_path / "run")
+    made = CliRunner().invoke(
+        app, ["data", "draw", "-o", drawn, "--recipe", "miniature", "--count", "8"]
+    )
+    assert made.exit_code == 0
+    assert len(ShardSet(tmp_path / "shards")) == 8
+    options = ["--recipe", "miniature", "--stage", "vae", "--until", "1", "--data", drawn]
+    assert CliRunner().invoke(app, ["train", run, *options]).exit_code == 0
+    assert (tmp_path / "run" / "vae.safetensors").exists()
+    refused = CliRunner().invoke(app, ["data", "draw", "-o", drawn, "--count", "0"])
+    assert refused.exit_code == 2
