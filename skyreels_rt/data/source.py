@@ -10,7 +10,6 @@ import base64
 import ctypes
 import hashlib
 import io
-import resource
 import tempfile
 import time
 import traceback
@@ -305,6 +304,19 @@ class _SourceWork:
         return replace(row, notes=self.probe.notes)
 
 
+def _peak_rss_mb() -> float:
+    """Most memory this process ever held, in MiB; 0 where the system does not say.
+
+    Not ``ru_maxrss``: that begins with what the process held that started this one.
+    """
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0.0
+    kibibytes = (int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+    return next(kibibytes, 0) / 1024
+
+
 def _return_memory() -> None:
     """Give freed memory back: decoders leave glibc's heap in pieces that would only grow."""
     with suppress(AttributeError, OSError):  # another C library
@@ -342,7 +354,7 @@ def answer_for(graph: SourceGraph, task: Mapping[str, str]) -> dict[str, Any]:
     except Exception as error:
         last = traceback.extract_tb(error.__traceback__)[-1]
         return {"crashed": f"{type(error).__name__} in {Path(last.filename).name}:{last.lineno}"}
-    result["peak_rss_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    result["peak_rss_mb"] = _peak_rss_mb()
     return {"result": result}
 
 
