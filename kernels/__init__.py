@@ -18,7 +18,9 @@ if __name__ == "skyreels_rt.kernels":
     from skyreels_rt.kernels.frames_to_uint8 import frames_to_uint8
     from skyreels_rt.kernels.gate_residual_norm_modulate import gate_residual_norm_modulate
     from skyreels_rt.kernels.norm_modulate import norm_modulate
+    from skyreels_rt.kernels.norm_modulate_quantize import norm_modulate_quantize
     from skyreels_rt.kernels.qk_norm_rope import qk_norm_rope
+    from skyreels_rt.kernels.quantize_rows import quantize_rows
     from skyreels_rt.kernels.residual_apply import residual_apply
     from skyreels_rt.kernels.residual_store import residual_store
     from skyreels_rt.kernels.rms_norm_silu import rms_norm_silu
@@ -38,7 +40,9 @@ if __name__ == "skyreels_rt.kernels":
         "frames_to_uint8",
         "gate_residual_norm_modulate",
         "norm_modulate",
+        "norm_modulate_quantize",
         "qk_norm_rope",
+        "quantize_rows",
         "residual_apply",
         "residual_store",
         "rms_norm_silu",

@@ -73,6 +73,8 @@ CANDIDATES: dict[str, tuple[Candidate, ...]] = {
         Candidate(Impl.TRITON, "cuda", _FLOAT_OR_HALF),
         Candidate(Impl.CPP, "cpu", _FLOAT),
     ),
+    "quantize_rows": (Candidate(Impl.TRITON, "cuda", _FLOAT_OR_HALF),),
+    "norm_modulate_quantize": (Candidate(Impl.TRITON, "cuda", _FLOAT_OR_HALF),),
     "rms_norm_silu": (
         Candidate(Impl.TRITON, "cuda", _FLOAT_OR_HALF),
         Candidate(Impl.CPP, "cpu", _FLOAT),
@@ -235,6 +237,8 @@ class KernelPlan:
     qk_norm_rope: Impl
     norm_modulate: Impl
     gate_residual_norm_modulate: Impl
+    quantize_rows: Impl
+    norm_modulate_quantize: Impl
     rms_norm_silu: Impl
     audio_cross_attention: Impl
     absorbed_audio_attention: Impl

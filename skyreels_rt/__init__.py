@@ -21,11 +21,13 @@ if TYPE_CHECKING:
     from skyreels_rt.media.video import Video
     from skyreels_rt.offline import GenerationSummary
     from skyreels_rt.options import GenerateOptions, LiveOptions
+    from skyreels_rt.quantization import QuantPolicy
     from skyreels_rt.runtime.magcache import MagCache
     from skyreels_rt.runtime.memory import MemoryEstimate
     from skyreels_rt.runtime.step_cache import StepMask
     from skyreels_rt.runtime.teacache import TeaCache
-    from skyreels_rt.types import FrameChunk, Progress
+    from skyreels_rt.types import FrameChunk, LoadProgress, Progress
+    from skyreels_rt.weights.lora import Lora
 
 __version__ = "0.1.0"
 
@@ -39,9 +41,12 @@ __all__ = [
     "Interruption",
     "LiveOptions",
     "LiveSession",
+    "LoadProgress",
+    "Lora",
     "MagCache",
     "MemoryEstimate",
     "Progress",
+    "QuantPolicy",
     "SkyReelsError",
     "StepMask",
     "TeaCache",
@@ -59,9 +64,12 @@ _HOMES = {
     "Interruption": "skyreels_rt.live.session",
     "LiveOptions": "skyreels_rt.options",
     "LiveSession": "skyreels_rt.live.session",
+    "LoadProgress": "skyreels_rt.types",
+    "Lora": "skyreels_rt.weights.lora",
     "MagCache": "skyreels_rt.runtime.magcache",
     "MemoryEstimate": "skyreels_rt.runtime.memory",
     "Progress": "skyreels_rt.types",
+    "QuantPolicy": "skyreels_rt.quantization",
     "SkyReelsError": "skyreels_rt.errors",
     "StepMask": "skyreels_rt.runtime.step_cache",
     "TeaCache": "skyreels_rt.runtime.teacache",

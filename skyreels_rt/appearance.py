@@ -11,6 +11,7 @@ from torch import Tensor
 
 from skyreels_rt.audio.token_track import TokenTrack
 from skyreels_rt.components import Components
+from skyreels_rt.conditioning.color import ColorMatch
 from skyreels_rt.conditioning.condition_track import encode_portrait, leading_slot_channels
 from skyreels_rt.diffusion.blf import Group
 from skyreels_rt.diffusion.guidance import GuidancePass, guidance_passes
@@ -18,6 +19,7 @@ from skyreels_rt.diffusion.noise import timeline_noise
 from skyreels_rt.diffusion.predictor import LeadingSlot, PromptContext
 from skyreels_rt.errors import InvalidArgument
 from skyreels_rt.job import JobSettings
+from skyreels_rt.models.attention import KeysValues
 
 SLOT_NOISE_INDEX = 2**63 - 1
 """Noise index of the leading slot, far from any frame of the timeline."""
@@ -72,14 +74,8 @@ class Appearance:
             slot_channels = leading_slot_channels(
                 parts.transformer.config, parts.vae, portrait, settings.window
             )
-        passes = guidance_passes(
-            settings.guidance_form,
-            settings.text_guidance_scale,
-            settings.audio_guidance_scale,
-            has_text=bool(settings.prompt),
-            has_audio=parts.transformer.config.audio is not None,
-        )
-        prompt = _prompt_context(parts, settings, portrait, passes)
+        passes = job_passes(parts, settings)
+        prompt = prompt_context(parts, settings, portrait, passes)
         return cls(portrait, latents, slot_channels, passes, prompt)
 
     def leading_slot(self, seed: int, group: Group, track: TokenTrack | None) -> LeadingSlot | None:
@@ -103,7 +99,30 @@ class Appearance:
         )
 
 
-def _prompt_context(
+def color_match(
+    parts: Components, settings: JobSettings, portrait: NDArray[np.uint8] | None
+) -> ColorMatch:
+    """What corrects the colours of a job's frames, from its first frame on."""
+    return ColorMatch(
+        settings.color_correction,
+        settings.color_reference,
+        first_frames=parts.timeline.num_frames(settings.window),
+        portrait=portrait,
+    )
+
+
+def job_passes(parts: Components, settings: JobSettings) -> tuple[GuidancePass, ...]:
+    """Passes of a step under these settings."""
+    return guidance_passes(
+        settings.guidance_form,
+        settings.text_guidance_scale,
+        settings.audio_guidance_scale,
+        has_text=bool(settings.prompt),
+        has_audio=parts.transformer.config.audio is not None,
+    )
+
+
+def prompt_context(
     parts: Components,
     settings: JobSettings,
     portrait: NDArray[np.uint8] | None,
@@ -115,7 +134,13 @@ def _prompt_context(
     negative = positive
     if settings.prompt and not all(one.text for one in passes):
         negative = transformer.text_context(encode(settings.negative_prompt).unsqueeze(0))
-    image = None
-    if parts.image_encoder is not None and portrait is not None:
-        image = transformer.image_context(parts.image_encoder.encode(portrait).unsqueeze(0))
-    return PromptContext(positive, negative, image)
+    return PromptContext(positive, negative, image_context(parts, portrait))
+
+
+def image_context(
+    parts: Components, picture: NDArray[np.uint8] | None
+) -> tuple[KeysValues, ...] | None:
+    """Keys and values of a picture's image tokens; None for models without an image branch."""
+    if parts.image_encoder is None or picture is None:
+        return None
+    return parts.transformer.image_context(parts.image_encoder.encode(picture).unsqueeze(0))

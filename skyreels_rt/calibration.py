@@ -22,7 +22,6 @@ from skyreels_rt.conditioning.portrait import prepare_portrait
 from skyreels_rt.config import config_to_dict, write_json
 from skyreels_rt.diffusion.blf import Window
 from skyreels_rt.diffusion.block_reuse import OnBlocks
-from skyreels_rt.diffusion.schedule import FlowSchedule
 from skyreels_rt.errors import InvalidArgument, OutputError
 from skyreels_rt.options import resolve_settings
 from skyreels_rt.report import versions
@@ -202,7 +201,7 @@ def _measure(parts: Components, clip: CalibrationClip, num_steps: int) -> _Run:
         )
         session.end_audio()
         next(session.frames(), None)  # the first chunk comes when its group is denoised
-    return _Run(FlowSchedule(num_steps, settings.shift).timesteps, traces)
+    return _Run(settings.schedule.timesteps, traces)
 
 
 def _fit_changes(parts: Components, runs: Sequence[_Run], signal: Signal) -> ChangeFit:
@@ -239,8 +238,7 @@ def _fit_magnitude(runs: Sequence[_Run]) -> MagnitudeFit:
 
 def _with_thresholds(parts: Components, found: StepCalibration) -> StepCalibration:
     """The same with default thresholds."""
-    shift = resolve_settings(parts, {}).shift
-    timesteps = FlowSchedule(THRESHOLD_STEPS, shift).timesteps
+    timesteps = resolve_settings(parts, {"num_steps": THRESHOLD_STEPS}).schedule.timesteps
     facts = replace(parts.run_facts(timesteps), calibration=found)
 
     def least(cache: Callable[[float], StepCache]) -> float:

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from skyreels_rt import cli_live
+from skyreels_rt import cli_convert, cli_live, cli_weights
 from skyreels_rt.cli_data import bench_data, data_app
 from skyreels_rt.terminal import (
     Device,
@@ -22,9 +22,11 @@ from skyreels_rt.terminal import (
     Kernels,
     Model,
     Plan,
+    byte_bar,
     command_line,
     console,
     errors_as_exit_codes,
+    parse_loras,
     report_table,
 )
 
@@ -50,8 +52,11 @@ Magcache = Annotated[
 ]
 app.command("stream")(cli_live.stream)
 app.command("serve")(cli_live.serve)
+app.command("convert")(cli_convert.convert)
 bench_app.command("stream")(cli_live.bench_stream)
 bench_app.command("data")(bench_data)
+app.command("estimate")(cli_weights.estimate)
+bench_app.command("quantization")(cli_weights.bench_quantization)
 
 
 @app.command()
@@ -79,9 +84,20 @@ def generate(
     width: Annotated[int | None, typer.Option(help="Pixels, multiple of 16.")] = None,
     horizon: Annotated[int | None, typer.Option(help="BLF windows denoised together.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
+    color_correction: Annotated[
+        float | None, typer.Option(help="0 to 1: keep the portrait's colours.")
+    ] = None,
+    long_form: Annotated[
+        str | None, typer.Option(help='"blf", or the family\'s own "continuation".')
+    ] = None,
+    quantization: cli_weights.Quantization = None,
+    offload: cli_weights.Offload = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
     kernels: Kernels = "auto",
+    lora: Annotated[
+        list[str] | None, typer.Option(help="LoRA file, or FILE=SCALE; repeatable.")
+    ] = None,
     teacache: Teacache = None,
     magcache: Magcache = None,
     json_file: JsonFile = None,
@@ -103,6 +119,8 @@ def generate(
         "width": width,
         "horizon": horizon,
         "seed": seed,
+        "color_correction": color_correction,
+        "long_form": long_form,
     }
     with errors_as_exit_codes():
         from skyreels_rt.engine import Engine
@@ -113,9 +131,12 @@ def generate(
 
         if json_file is not None:
             require_writable(json_file)
-        engine = Engine.from_pretrained(
-            model, device=device, dtype=dtype, kernels=cast("Plan", kernels)
-        )
+        with byte_bar() as show:
+            engine = Engine.from_pretrained(
+                model, device=device, dtype=dtype, kernels=cast("Plan", kernels),
+                quantization=quantization, offload=offload, loras=parse_loras(lora),
+                on_progress=show,
+            )  # fmt: skip
         if engine.components.name == TINY_NAME:
             console.print(f"{TINY_NAME}: random weights, the picture will be noise", style="dim")
         summary = _generate_with_bar(engine, output, audio, options)

@@ -2,21 +2,24 @@
 
 A folder follows the diffusers layout: ``model_index.json`` names a class for every component, each
 component has a sub-folder with ``config.json`` and safetensors. ``_base`` may name a folder beside
-this one, which holds the components that this one lacks. Class names are looked up in the
-fixed tables below; nothing in a folder can name code.
+this one, which holds the components that this one lacks; ``_preset`` a family whose settings stand
+in for the files that say how to run it. Class names are looked up in the fixed tables below;
+nothing in a folder can name code.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from skyreels_rt.audio.token_track import TokenTrack
+from skyreels_rt.audio.wav2vec2 import Wav2Vec2Features, build_wav2vec2
 from skyreels_rt.audio.whisper import WhisperFeatures, build_whisper_encoder
 from skyreels_rt.config import (
     AudioFeatureConfig,
@@ -43,6 +46,7 @@ from skyreels_rt.models.tiny_vae import TinyVAE
 from skyreels_rt.models.transformer import SkyReelsTransformer
 from skyreels_rt.models.vae import VideoVAE
 from skyreels_rt.models.wan_vae import WanVAE
+from skyreels_rt.presets import find_preset
 from skyreels_rt.runtime.step_cache import (
     RunFacts,
     StepCache,
@@ -50,23 +54,38 @@ from skyreels_rt.runtime.step_cache import (
     StepPlan,
     TimeSignal,
 )
-from skyreels_rt.types import Timeline
+from skyreels_rt.types import LoadCallback, LoadProgress, Timeline
 from skyreels_rt.weights.diffusers_layout import transformer_config_from_diffusers
-from skyreels_rt.weights.key_maps import clip_vision_key, diffusers_wan_key, whisper_encoder_key
-from skyreels_rt.weights.loader import load_weights, save_weights, stored_dtype
+from skyreels_rt.weights.families import detect_family
+from skyreels_rt.weights.files import read_checkpoint, stored_dtype
+from skyreels_rt.weights.key_maps import (
+    clip_vision_key,
+    official_key,
+    wav2vec2_key,
+    whisper_encoder_key,
+)
+from skyreels_rt.weights.loader import Merge, WeightsPlan, plan_weights, save_weights
+from skyreels_rt.weights.lora import Lora, LoraStack
+from skyreels_rt.weights.official_layout import transformer_config_from_official
 
 logger = logging.getLogger(__name__)
 
 PIPELINE_CLASS = "SkyReelsAudioPipeline"
+DIFFUSERS_PIPELINES = {"WanPipeline": "wan2.1-t2v", "WanImageToVideoPipeline": "wan2.1-i2v"}
+"""Pipelines of diffusers whose folders load as they are, and the settings to run them with."""
+
 CALIBRATION_FILE = "step_cache.json"
 MAX_STEP_PLANS = 64
 """Plans of skipped steps remembered per model."""
 
-TRANSFORMER_CLASSES = ("SkyReelsTransformer", "WanTransformer3DModel")
+TRANSFORMER_CLASSES = ("SkyReelsTransformer", "WanTransformer3DModel", "WanModel")
 VAE_CLASSES = ("TinyVAE", "AutoencoderKLWan")
-AUDIO_CLASSES = ("WhisperModel", "WhisperForConditionalGeneration")
+WHISPER_CLASSES = ("WhisperModel", "WhisperForConditionalGeneration")
+WAV2VEC2_CLASSES = ("Wav2Vec2Model", "Wav2Vec2ForPreTraining", "Wav2Vec2ForCTC")
 TEXT_CLASSES = ("ByteTextEncoder", "UMT5EncoderModel")
 IMAGE_CLASSES = ("CLIPVisionModel", "CLIPVisionModelWithProjection")
+
+AudioEncoder = WhisperFeatures | Wav2Vec2Features
 
 
 @dataclass(frozen=True)
@@ -79,7 +98,7 @@ class Components:
         Model name or folder, for messages and reports.
     transformer, vae : nn.Module
         The DiT and the video VAE, in eval mode.
-    audio_encoder : WhisperFeatures or None
+    audio_encoder : WhisperFeatures, Wav2Vec2Features or None
         None for a transformer without audio adapter.
     audio_features : AudioFeatureConfig
         Grid of the audio encoder.
@@ -100,7 +119,7 @@ class Components:
     name: str
     transformer: SkyReelsTransformer
     vae: VideoVAE
-    audio_encoder: WhisperFeatures | None
+    audio_encoder: AudioEncoder | None
     audio_features: AudioFeatureConfig
     text_encoder: TextEncoder
     image_encoder: ClipImageEncoder | None
@@ -148,6 +167,15 @@ class Components:
 
         return RunFacts(self.name, timesteps, signals, self.calibration)
 
+    def token_track(self, timeline: Timeline, fps: int) -> TokenTrack | None:
+        """Audio tokens of a new stream; None for a transformer without audio adapter."""
+        if self.transformer.config.audio is None:
+            return None
+        assert self.audio_encoder is not None
+        return TokenTrack(
+            self.transformer.audio_proj, self.audio_encoder, self.audio_features, timeline, fps
+        )
+
     @property
     def num_bytes(self) -> int:
         """Bytes of transformer and VAE weights, the parts that every step and frame needs."""
@@ -165,9 +193,16 @@ class Components:
 
 
 def load_components(
-    folder: Path, *, device: torch.device, dtype: torch.dtype, plan: KernelPlan
+    folder: Path,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    plan: KernelPlan,
+    transformer_device: torch.device | None = None,
+    loras: Sequence[Lora] = (),
+    on_progress: LoadCallback | None = None,
 ) -> Components:
-    """Load a model folder.
+    """Load a model folder. Every file is checked by its header before a weight is placed.
 
     Parameters
     ----------
@@ -179,6 +214,13 @@ def load_components(
         Type of transformer, VAE and text encoder; the audio encoder stays float32.
     plan : KernelPlan
         Kernel implementations to use.
+    transformer_device : torch.device, optional
+        Where the transformer is left, for what quantises it or moves its blocks; ``device`` by
+        default.
+    loras : sequence of Lora
+        Additions to the transformer's weights.
+    on_progress : callable, optional
+        Called after every tensor.
 
     Raises
     ------
@@ -187,14 +229,42 @@ def load_components(
     WeightsMismatch
         A component's checkpoint does not hold exactly its tensors.
     """
+    load = _FolderLoader(folder, _read_index(folder), device, dtype, plan, tuple(loras))
+    parts = _read_folder(folder, load)
+    load.fill({"transformer": transformer_device or device}, on_progress)
+    return replace(
+        parts, calibration=_read_calibration(folder / CALIBRATION_FILE, parts.transformer)
+    )
+
+
+def check_folder(folder: Path) -> None:
+    """Compare every file of a model folder with what its models need, by headers alone.
+
+    Raises like :func:`load_components`.
+    """
+    cpu = torch.device("cpu")
+    dtype = stored_transformer_dtype(folder) or torch.float32
+    plan = KernelPlan.choose(cpu, dtype, "reference")
+    _read_folder(folder, _FolderLoader(folder, _read_index(folder), cpu, dtype, plan, ()))
+
+
+def _read_index(folder: Path) -> dict[str, Any]:
+    """``model_index.json`` of a folder that the engine can run."""
     index = read_json(folder / "model_index.json")
-    if index.get("_class_name") != PIPELINE_CLASS:
-        raise ModelError(
-            f"{folder / 'model_index.json'}: _class_name is {index.get('_class_name')!r}.",
-            stage="load",
-            hint=f"This engine runs {PIPELINE_CLASS!r} folders.",
-        )
-    load = _FolderLoader(folder, index, device, dtype, plan)
+    name = index.get("_class_name")
+    if name == PIPELINE_CLASS:
+        return index
+    if isinstance(name, str) and name in DIFFUSERS_PIPELINES:
+        return {"_preset": DIFFUSERS_PIPELINES[name], **index}
+    raise ModelError(
+        f"{folder / 'model_index.json'}: _class_name is {name!r}.",
+        stage="load",
+        hint=f"This engine runs {', '.join((PIPELINE_CLASS, *DIFFUSERS_PIPELINES))} folders.",
+    )
+
+
+def _read_folder(folder: Path, load: _FolderLoader) -> Components:
+    """Components that fit each other and their files, with weights still on the meta device."""
     transformer = load.transformer()
     audio, features = load.audio_encoder(needed=transformer.config.audio is not None)
     parts = Components(
@@ -205,15 +275,10 @@ def load_components(
         audio_features=features,
         text_encoder=load.text_encoder(transformer.config),
         image_encoder=load.image_encoder(needed=transformer.config.image_dim is not None),
-        generation=config_from_dict(
-            GenerationConfig,
-            read_json(folder / "generation_config.json"),
-            where="generation_config.json",
-        ),
-        device=device,
-        dtype=dtype,
-        plan=plan,
-        calibration=_read_calibration(folder / CALIBRATION_FILE, transformer),
+        generation=load.generation(),
+        device=load.device,
+        dtype=load.dtype,
+        plan=load.plan,
     )
     _require_fit(parts)
     return parts
@@ -221,7 +286,7 @@ def load_components(
 
 def _read_calibration(path: Path, transformer: SkyReelsTransformer) -> StepCalibration | None:
     """The folder's own calibration; a base's would be of other weights."""
-    if not path.exists():
+    if not path.exists() or transformer.device.type == "meta":
         return None
     found = config_from_dict(StepCalibration, read_json(path), where=path.name)
     if found.run.weights != transformer.time_digest():
@@ -269,7 +334,7 @@ def _require_fit(parts: Components) -> None:
 
 
 class _FolderLoader:
-    """Loads the components of one folder; each method answers for one sub-folder."""
+    """Builds the components of one folder and plans their loading; a method for each sub-folder."""
 
     def __init__(
         self,
@@ -278,6 +343,7 @@ class _FolderLoader:
         device: torch.device,
         dtype: torch.dtype,
         plan: KernelPlan,
+        loras: tuple[Lora, ...],
     ) -> None:
         self.folder = folder
         self.base = _base_folder(folder, index)
@@ -285,20 +351,52 @@ class _FolderLoader:
         self.device = device
         self.dtype = dtype
         self.plan = plan
+        self.loras = loras
+        self.preset = find_preset(index["_preset"]) if "_preset" in index else None
+        self.planned: dict[str, WeightsPlan] = {}
+
+    def fill(self, devices: Mapping[str, torch.device], on_progress: LoadCallback | None) -> None:
+        """Read and place all that was planned, on ``devices`` where a component is named there."""
+        total, done = sum(plan.num_bytes for plan in self.planned.values()), 0
+
+        def report(component: str, offset: int) -> Callable[[int, int], None]:
+            return lambda read, _: (
+                on_progress(LoadProgress(component, offset + read, total)) if on_progress else None
+            )
+
+        for component, plan in self.planned.items():
+            plan.fill(devices.get(component, self.device), report(component, done))
+            done += plan.num_bytes
 
     def transformer(self) -> SkyReelsTransformer:
         name = self._class_name("transformer", TRANSFORMER_CLASSES)
-        data = read_json(self._path("transformer") / "config.json")
-        if name == "WanTransformer3DModel":
-            config = transformer_config_from_diffusers(data, where="transformer/config.json")
-            key_map: Callable[[str], str] | None = diffusers_wan_key
-        else:
-            config = config_from_dict(TransformerConfig, data, where="transformer/config.json")
-            key_map = None
+        config = self._transformer_config(name)
         with torch.device("meta"):
             model = SkyReelsTransformer(config, self.plan).to_compute_dtype(self.dtype)
-        self._fill(model, "transformer", key_map=key_map, dtype=None)
+        merge = None
+        if self.loras:
+            shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+            merge = LoraStack(self.loras, shapes).merge
+        self._plan(model, "transformer", key_map=official_key, dtype=None, merge=merge)
         return model
+
+    def _transformer_config(self, class_name: str) -> TransformerConfig:
+        where = "transformer/config.json"
+        folder = self._path("transformer")
+        data = read_json(folder / "config.json")
+        if class_name == "WanTransformer3DModel":
+            return transformer_config_from_diffusers(data, where=where)
+        if class_name == "WanModel":
+            shapes = {name: entry.shape for name, entry in read_checkpoint(folder).items()}
+            family = detect_family(shapes, where="transformer")
+            return transformer_config_from_official(data, shapes, family, where=where)
+        return config_from_dict(TransformerConfig, data, where=where)
+
+    def generation(self) -> GenerationConfig:
+        path = self.folder / "generation_config.json"
+        if self.preset is not None and not path.exists():
+            return self.preset.generation
+        return config_from_dict(GenerationConfig, read_json(path), where=path.name)
 
     def vae(self) -> VideoVAE:
         name = self._class_name("vae", VAE_CLASSES)
@@ -314,23 +412,24 @@ class _FolderLoader:
                     self.plan,
                 )
             )
-        self._fill(model, "vae", dtype=self.dtype)
+        self._plan(model, "vae", dtype=self.dtype)
         return model
 
-    def audio_encoder(self, *, needed: bool) -> tuple[WhisperFeatures | None, AudioFeatureConfig]:
+    def audio_encoder(self, *, needed: bool) -> tuple[AudioEncoder | None, AudioFeatureConfig]:
         if not needed:
             return None, AudioFeatureConfig()
-        self._class_name("audio_encoder", AUDIO_CLASSES)
+        name = self._class_name("audio_encoder", (*WHISPER_CLASSES, *WAV2VEC2_CLASSES))
         folder = self._path("audio_encoder")
         config = read_json(folder / "config.json")
-        features = config_from_dict(
-            AudioFeatureConfig,
-            read_json(folder / "feature_config.json"),
-            where="audio_encoder/feature_config.json",
-        )
+        features = self._audio_grid(folder / "feature_config.json")
+        if name in WAV2VEC2_CLASSES:
+            with torch.device("meta"):
+                model = build_wav2vec2(config)
+            self._plan(model, "audio_encoder", key_map=wav2vec2_key, dtype=torch.float32)
+            return Wav2Vec2Features(model, features), features
         with torch.device("meta"):
             encoder = build_whisper_encoder(config)
-        self._fill(encoder, "audio_encoder", key_map=whisper_encoder_key, dtype=torch.float32)
+        self._plan(encoder, "audio_encoder", key_map=whisper_encoder_key, dtype=torch.float32)
         return WhisperFeatures(encoder, features, config["num_mel_bins"]), features
 
     def text_encoder(self, transformer: TransformerConfig) -> TextEncoder:
@@ -340,13 +439,13 @@ class _FolderLoader:
             config = config_from_dict(ByteTextConfig, data, where="text_encoder/config.json")
             with torch.device("meta"):
                 encoder = ByteTextEncoder(config)
-            self._fill(encoder, "text_encoder", dtype=self.dtype)
+            self._plan(encoder, "text_encoder", dtype=self.dtype)
             return encoder
         with torch.device("meta"):
             model = build_umt5(data)
         # T5's activations overflow in float16.
         dtype = torch.bfloat16 if self.dtype == torch.float16 else self.dtype
-        self._fill(model, "text_encoder", dtype=dtype)
+        self._plan(model, "text_encoder", dtype=dtype)
         tokenizer = self._path("tokenizer") / "tokenizer.json"
         return UMT5TextEncoder(model, tokenizer, text_length=transformer.text_length)
 
@@ -357,8 +456,14 @@ class _FolderLoader:
         data = read_json(self._path("image_encoder") / "config.json")
         with torch.device("meta"):
             model = build_clip_vision(data)
-        self._fill(model, "image_encoder", key_map=clip_vision_key, dtype=self.dtype)
+        self._plan(model, "image_encoder", key_map=clip_vision_key, dtype=self.dtype)
         return ClipImageEncoder(model)
+
+    def _audio_grid(self, path: Path) -> AudioFeatureConfig:
+        if self.preset is not None and self.preset.audio_features and not path.exists():
+            return self.preset.audio_features
+        where = f"audio_encoder/{path.name}"
+        return config_from_dict(AudioFeatureConfig, read_json(path), where=where)
 
     def _path(self, component: str) -> Path:
         """Sub-folder of a component: the folder's own, else its base's."""
@@ -376,22 +481,22 @@ class _FolderLoader:
             )
         return str(name)
 
-    def _fill(
+    def _plan(
         self,
         module: nn.Module,
         component: str,
         *,
         key_map: Callable[[str], str | None] | None = None,
         dtype: torch.dtype | None,
+        merge: Merge | None = None,
     ) -> None:
-        load_weights(
-            module,
-            self._path(component),
-            device=self.device,
-            dtype=dtype,
-            key_map=key_map,
-        )
+        """Check a component's files and remember to fill ``module`` from them."""
         module.eval().requires_grad_(False)
+        if self.device.type == "meta":  # shapes are all that is wanted
+            return
+        self.planned[component] = plan_weights(
+            module, self._path(component), dtype=dtype, key_map=key_map, merge=merge
+        )
 
 
 def _base_folder(folder: Path, index: dict[str, Any]) -> Path | None:
@@ -437,9 +542,9 @@ def save_components(
     folder : Path
         Target; made if absent.
     transformer, vae, text_encoder, audio_encoder : nn.Module
-        Components of the native family; ``audio_encoder`` is a Whisper encoder or None.
+        Components of the native family; ``audio_encoder`` is a Whisper or wav2vec2 encoder or None.
     audio_config : dict
-        Whisper ``config.json`` of the encoder.
+        ``config.json`` of the encoder; its ``model_type`` tells the kind.
     audio_features : AudioFeatureConfig
         Its grid.
     generation : GenerationConfig
@@ -467,7 +572,9 @@ def save_components(
         ("text_encoder", text_encoder, config_to_dict(text_encoder.config)),
     ]
     if audio_encoder is not None:
-        index["audio_encoder"] = ["transformers", "WhisperModel"]
+        is_wav2vec2 = audio_config.get("model_type") == "wav2vec2"
+        known = WAV2VEC2_CLASSES if is_wav2vec2 else WHISPER_CLASSES
+        index["audio_encoder"] = ["transformers", known[0]]
         parts.append(("audio_encoder", audio_encoder, audio_config))
         write_json(folder / "audio_encoder" / "feature_config.json", config_to_dict(audio_features))
     for name, module, config in parts:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from skyreels_rt.continuation_config import ContinuationConfig
 from skyreels_rt.errors import InvalidArgument, ModelError, OutputError
 
 ConfigT = TypeVar("ConfigT")
@@ -24,19 +25,27 @@ MAX_NUMBER = 1e30
 REFERENCE_CHANNELS = 16
 """Latent channels of the reference among the condition channels, in every known family."""
 
+AudioKind = Literal["own_query", "shared_query"]
 ReferenceMode = Literal["all_frames", "leading_slot", "none"]
 GuidanceForm = Literal["audio_first", "text_first"]
 Prediction = Literal["velocity", "reference_residual"]
 SolverName = Literal["euler", "unipc"]
 Ramp = Literal["linear", "uniform"]
+Spacing = Literal["even", "to_timestep_1"]
+ColorReference = Literal["portrait", "first_window"]
+LongForm = Literal["blf", "continuation"]
 
 
 @dataclass(frozen=True)
 class AudioAdapterConfig:
-    """Packer and audio cross-attention (one per block), after MultiTalk / SkyReels-V3.
+    """How the blocks hear: packer and audio attention.
 
     Attributes
     ----------
+    kind : {"own_query", "shared_query"}
+        ``own_query``: cross-attention of its own behind the text's, a packer of three layers (after
+        MultiTalk / SkyReels-V3). ``shared_query``: keys and values for the queries of the text
+        attention, every feature projected to a token (after FantasyTalking).
     feature_layers, feature_dim : int
         Layers L and width D of the audio features.
     features_per_frame : int
@@ -46,10 +55,12 @@ class AudioAdapterConfig:
     num_tokens, token_dim : int
         Tokens M per latent frame and their width C.
     hidden_dim : int
-        Width of the packer's hidden layers.
+        Width of the packer's hidden layers; ``own_query`` alone.
     norm_output : bool
-        LayerNorm over the tokens.
+        LayerNorm over the tokens; ``shared_query`` always has it.
     """
+
+    kind: AudioKind = "own_query"
 
     feature_layers: int = 5
     feature_dim: int = 384
@@ -298,6 +309,9 @@ class AudioFeatureConfig:
     layers : tuple of tuple of int
         Output layers; each is the mean of the hidden states it lists (0 = embedding output).
         whisper-tiny stack: ``((0,), (1,), (2,), (3,), (4,))``.
+    loudness : float or None
+        LUFS that a wav2vec2 encoder's context is brought to first; None leaves it. Whisper's
+        log-mel has its own scale and ignores it.
     """
 
     sample_rate: int = 16_000
@@ -306,6 +320,7 @@ class AudioFeatureConfig:
     step: int = 32
     lookahead: int = 24
     layers: tuple[tuple[int, ...], ...] = ((0,), (1,), (2,), (3,), (4,))
+    loudness: float | None = None
 
     def __post_init__(self) -> None:
         require_positive(self, "sample_rate", "feature_rate", "step")
@@ -360,6 +375,15 @@ class GenerationConfig:
         How the portrait enters (DESIGN.md, "Conditions").
     negative_prompt : str
         Prompt of the passes without text.
+    spacing : {"even", "to_timestep_1"}
+        Noise levels before the shift: even down to 0; or, as MultiTalk has it, even down to
+        timestep 1, and 0 after it.
+    color_correction : float
+        How far, from 0 to 1, the colours of every frame are moved to the reference's.
+    color_reference : {"portrait", "first_window"}
+        Whose colours they are.
+    continuation : ContinuationConfig or None
+        The family's own way to long videos; None where it has none. BLF is the default for all.
     """
 
     fps: int = 25
@@ -376,9 +400,15 @@ class GenerationConfig:
     guidance_form: GuidanceForm = "text_first"
     reference_mode: ReferenceMode = "all_frames"
     negative_prompt: str = ""
+    spacing: Spacing = "even"
+    color_correction: float = 0.0
+    color_reference: ColorReference = "portrait"
+    continuation: ContinuationConfig | None = None
 
     def __post_init__(self) -> None:
         require_positive(self, "fps", "height", "width", "window", "num_steps")
+        if not 0 <= self.color_correction <= 1:
+            raise InvalidArgument("color_correction", expected="0 to 1", got=self.color_correction)
         if not 0 <= self.overlap < self.window:
             raise InvalidArgument(
                 "overlap", expected=f"0 <= overlap < window={self.window}", got=self.overlap

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Unpack
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from skyreels_rt.audio.resample import ResampledAudio
 from skyreels_rt.components import Components
+from skyreels_rt.continuation import ContinuationSession
 from skyreels_rt.errors import AdmissionRefused, InvalidArgument
 from skyreels_rt.estimate import estimate_job
 from skyreels_rt.job import JobSettings, settings_of
@@ -30,12 +31,14 @@ from skyreels_rt.offline import GenerationSummary, OfflineJob
 from skyreels_rt.options import GenerateOptions, LiveOptions, resolve_live, resolve_settings
 from skyreels_rt.pretrained import load_pretrained
 from skyreels_rt.progress import ProgressBar
+from skyreels_rt.quantization import QuantPolicy, weights_note
 from skyreels_rt.runtime.memory import MemoryEstimate
 from skyreels_rt.runtime.metrics import EngineMetrics
 from skyreels_rt.runtime.turns import Gate, Turns
 from skyreels_rt.scene import load_portrait, load_scene
 from skyreels_rt.session import Session
-from skyreels_rt.types import FrameChunk
+from skyreels_rt.types import FrameChunk, LoadCallback
+from skyreels_rt.weights.lora import Lora
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,13 @@ class Engine:
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
         kernels: Literal["auto", "reference"] | Mapping[str, str] = "auto",
+        quantization: str | QuantPolicy | None = None,
+        offload: bool = False,
         max_sessions: int = 64,
+        loras: Sequence[Lora] = (),
+        revision: str | None = None,
+        offline: bool = False,
+        on_progress: LoadCallback | None = None,
     ) -> Engine:
         """Load a model.
 
@@ -101,7 +110,8 @@ class Engine:
         ----------
         model : str or Path
             A model folder, the name of an embedded model (:func:`.pretrained.embedded_models`), or
-            ``"tiny-random"``: a seeded random model of the real topology.
+            ``"tiny-random"``: a seeded random model of the real topology. With the ``[hub]`` extra
+            also a hub id (``"owner/name"``), of which JSON and safetensors files are fetched.
         device : str or torch.device
             ``"auto"`` is CUDA where there is one, else the CPU.
         dtype : str or torch.dtype
@@ -109,21 +119,40 @@ class Engine:
             on a CPU with AMX.
         kernels : str or dict
             ``"auto"``, ``"reference"``, or an implementation for some operators by name.
+        quantization : str or QuantPolicy, optional
+            Layers of the transformer kept in 8 bits: ``"fp8"``, ``"fp8_weight"``, or a policy.
+        offload : bool
+            Keep the blocks' weights in host memory and bring them to the device one after the
+            other. Same bytes, less device memory, more time.
         max_sessions : int
             Live sessions that may be open at once.
+        loras : sequence of Lora
+            Additions merged into the transformer's weights.
+        revision : str, optional
+            Branch, tag or commit of a hub id; a full commit pins what is loaded.
+        offline : bool
+            Take a hub id from the local cache, connecting to nothing.
+        on_progress : callable, optional
+            Called with a :class:`LoadProgress` after every tensor.
 
         Raises
         ------
         ModelError
             Unknown model, or a folder that cannot be used.
         WeightsMismatch
-            A checkpoint does not hold exactly the tensors needed.
+            A checkpoint does not hold exactly the tensors needed, or a LoRA does not fit them.
+        MissingDependency
+            A hub id without the ``[hub]`` extra.
         InvalidArgument
             An unknown device or dtype.
         UnsupportedKernel
             A kernel implementation was asked for that cannot run here.
         """
-        parts = load_pretrained(model, device=device, dtype=dtype, kernels=kernels)
+        parts = load_pretrained(
+            model, device=device, dtype=dtype, kernels=kernels,
+            quantization=quantization, offload=offload, loras=loras,
+            revision=revision, offline=offline, on_progress=on_progress,
+        )  # fmt: skip
         return cls(parts, max_sessions=max_sessions)
 
     # ------------------------------------------------------------------------------------- jobs
@@ -329,7 +358,7 @@ class Engine:
                 f"{config.num_heads} heads, {config.condition_channels} condition channels",
                 f"video        {generation.width}x{generation.height} at {generation.fps} fps",
                 f"windows      {generation.window} latents, overlap {generation.overlap}",
-                f"weights      {parts.num_bytes / 2**20:.1f} MiB",
+                f"weights      {parts.num_bytes / 2**20:.1f} MiB{weights_note(parts.transformer)}",
                 parts.plan.describe(),
             ]
         )
@@ -386,7 +415,8 @@ class Engine:
         if on_progress is None:
             bar = on_progress = ProgressBar()
         cancel = options.get("cancel")
-        session = Session(
+        kind = Session if settings.long_form == "blf" else ContinuationSession
+        session = kind(
             self._components,
             settings,
             portrait=portrait,

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 
+from skyreels_rt.appearance import job_passes
 from skyreels_rt.components import Components
 from skyreels_rt.diffusion.blf import full_group_stop, plan_group
-from skyreels_rt.diffusion.guidance import guidance_passes
-from skyreels_rt.diffusion.schedule import FlowSchedule
 from skyreels_rt.errors import InvalidArgument
 from skyreels_rt.job import JobSettings
 from skyreels_rt.options import bytes_per_latent
+from skyreels_rt.runtime.device import device_memory
 from skyreels_rt.runtime.memory import MemoryEstimate, activation_bytes, residual_bytes
 
 
@@ -34,34 +34,32 @@ def estimate_job(
     frames = min(window, total) + timeline.primed
     tokens = frames * (settings.height // stride // patch_h)
     tokens *= settings.width // stride // patch_w
+    offload = components.transformer.offload
+    on_host = 0 if offload is None else offload.host_bytes
+    buffers = 0 if offload is None else offload.device_bytes
     return MemoryEstimate(
-        weights=components.num_bytes,
+        weights=components.num_bytes - on_host + buffers,
         timeline=group * bytes_per_latent(components, settings, has_source=has_source),
         vae_cache=components.vae.cache_bytes(settings.height, settings.width, components.dtype),
         activations=activation_bytes(
             components.transformer.config, num_tokens=tokens, itemsize=components.dtype.itemsize
         ),
         residuals=_residuals(components, settings, group, tokens),
+        host=on_host,
+        available=device_memory(components.device),
     )
 
 
 def _residuals(components: Components, settings: JobSettings, group: int, num_tokens: int) -> int:
     """What a step cache keeps for a group of ``group`` latents."""
-    timesteps = FlowSchedule(settings.num_steps, settings.shift).timesteps
-    plan = components.step_plan(settings.teacache, timesteps)
+    plan = components.step_plan(settings.teacache, settings.schedule.timesteps)
     if not plan.skips:
         return 0
     windows = plan_group(
         0, group, True,
         window=settings.window, overlap=settings.overlap, horizon=settings.horizon,
     )  # fmt: skip
-    passes = guidance_passes(
-        settings.guidance_form,
-        settings.text_guidance_scale,
-        settings.audio_guidance_scale,
-        has_text=bool(settings.prompt),
-        has_audio=components.transformer.config.audio is not None,
-    )
+    passes = job_passes(components, settings)
     return residual_bytes(
         components.transformer.config,
         num_tokens=num_tokens,

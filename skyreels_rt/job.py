@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from skyreels_rt.config import GuidanceForm, Ramp, SolverName
+from skyreels_rt.config import ColorReference, GuidanceForm, LongForm, Ramp, SolverName, Spacing
+from skyreels_rt.diffusion.schedule import FlowSchedule
 from skyreels_rt.runtime.magcache import MagCache
 from skyreels_rt.runtime.step_cache import StepMask
 from skyreels_rt.runtime.teacache import TeaCache
@@ -36,6 +37,10 @@ class JobSettings:
         Weights with which overlapping windows are fused.
     teacache : TeaCache, MagCache, StepMask or None
         Which steps reuse the blocks of an earlier one; None computes all.
+    spacing, color_correction, color_reference
+        As in :class:`skyreels_rt.config.GenerationConfig`.
+    long_form : {"blf", "continuation"}
+        How a long video is made.
     """
 
     prompt: str
@@ -55,6 +60,15 @@ class JobSettings:
     horizon: int
     ramp: Ramp
     teacache: TeaCache | MagCache | StepMask | None = None
+    spacing: Spacing = "even"
+    color_correction: float = 0.0
+    color_reference: ColorReference = "portrait"
+    long_form: LongForm = "blf"
+
+    @property
+    def schedule(self) -> FlowSchedule:
+        """Noise levels of a run."""
+        return FlowSchedule(self.num_steps, self.shift, self.spacing)
 
 
 def settings_facts(settings: JobSettings) -> dict[str, Any]:

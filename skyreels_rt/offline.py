@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from skyreels_rt.continuation import ContinuationSession
 from skyreels_rt.errors import MediaError
 from skyreels_rt.job import JobSettings
 from skyreels_rt.media.audio_file import AudioSource
@@ -53,7 +54,7 @@ class OfflineJob:
     """An open session and the speech that drives it; closes both."""
 
     audio: AudioSource
-    session: Session
+    session: Session | ContinuationSession
     settings: JobSettings
     bar: ProgressBar | None
 

@@ -7,13 +7,13 @@ import threading
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from skyreels_rt.components import Components
-from skyreels_rt.config import GuidanceForm, SolverName
+from skyreels_rt.config import ColorReference, GuidanceForm, LongForm, SolverName
 from skyreels_rt.errors import InvalidArgument
 from skyreels_rt.job import JobSettings
 from skyreels_rt.live.session import LiveSettings, OnFull
@@ -65,6 +65,11 @@ class SceneOptions(TypedDict, total=False):
         least 48 MiB, can hold (see :func:`skyreels_rt.runtime.memory.default_horizon`).
     teacache : TeaCache, MagCache or StepMask
         Which steps skip the transformer's blocks; None computes every step.
+    color_correction : float
+        0 to 1: how far the colours of every frame are moved to the reference's. Not with a source
+        video, whose colours stay.
+    color_reference : {"portrait", "first_window"}
+        Whose colours they are.
     """
 
     image: str | Path | NDArray[Any] | Image.Image | None
@@ -83,6 +88,8 @@ class SceneOptions(TypedDict, total=False):
     width: int | None
     horizon: int | None
     teacache: TeaCache | MagCache | StepMask | None
+    color_correction: float | None
+    color_reference: ColorReference | None
 
 
 class GenerateOptions(SceneOptions, total=False):
@@ -96,11 +103,15 @@ class GenerateOptions(SceneOptions, total=False):
         Called with a :class:`skyreels_rt.Progress`; replaces the progress bar.
     cancel : threading.Event
         Set it to stop between steps with :class:`skyreels_rt.errors.Cancelled`.
+    long_form : {"blf", "continuation"}
+        BLF (the default), or the way that the model's family published, for models that have one:
+        clip after clip, each from the last frames of the one before.
     """
 
     sample_rate: int | None
     on_progress: ProgressCallback | None
     cancel: threading.Event | None
+    long_form: LongForm | None
 
 
 class LiveOptions(SceneOptions, total=False):
@@ -184,9 +195,13 @@ def resolve_settings(
     width = _checked_side("width", options.get("width"), model.width, grid)
     solver = _or_default(options.get("solver"), model.solver)
     form = _or_default(options.get("guidance_form"), model.guidance_form)
+    color_reference = _or_default(options.get("color_reference"), model.color_reference)
+    long_form: LongForm = cast("GenerateOptions", options).get("long_form") or "blf"
     for name, value, known in (
         ("solver", solver, get_args(SolverName)),
         ("guidance_form", form, get_args(GuidanceForm)),
+        ("color_reference", color_reference, get_args(ColorReference)),
+        ("long_form", long_form, get_args(LongForm)),
     ):
         if value not in known:
             raise InvalidArgument(name, expected=f"one of {known}", got=repr(value))
@@ -216,6 +231,10 @@ def resolve_settings(
         horizon=1,
         ramp=model.ramp,
         teacache=options.get("teacache"),
+        spacing=model.spacing,
+        color_correction=_color_strength(options, model.color_correction),
+        color_reference=color_reference,
+        long_form=long_form,
     )
     default_horizon = 1
     if kind is not LiveOptions:
@@ -265,6 +284,16 @@ def _require_kinds(options: Mapping[str, object]) -> None:
     cancel = options.get("cancel")
     if cancel is not None and not isinstance(cancel, threading.Event):
         raise InvalidArgument("cancel", expected="a threading.Event", got=repr(cancel))
+
+
+def _color_strength(options: SceneOptions, default: float) -> float:
+    """Strength of the colour correction; a source video keeps its colours."""
+    asked = options.get("color_correction")
+    if options.get("video") is None:
+        return _checked_float("color_correction", asked, default, 0.0, 1.0)
+    if asked:
+        raise InvalidArgument("color_correction", expected="0 with a source video", got=asked)
+    return 0.0
 
 
 def _or_default(value: OptionT | None, default: OptionT) -> OptionT:

@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from skyreels_rt.errors import SkyReelsError
+from skyreels_rt.errors import InvalidArgument, SkyReelsError
 
 if TYPE_CHECKING:
     from skyreels_rt.report import Report
+    from skyreels_rt.types import LoadCallback, LoadProgress
+    from skyreels_rt.weights.lora import Lora
 
 Plan = Literal["auto", "reference"]
 
@@ -60,3 +63,44 @@ def errors_as_exit_codes() -> Iterator[None]:
     except KeyboardInterrupt:
         console.print("interrupted; nothing was written")
         raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+@contextmanager
+def byte_bar() -> Iterator[LoadCallback]:
+    """A progress bar of bytes for a terminal."""
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    with bar:
+        task = bar.add_task("", total=None)
+
+        def show(state: LoadProgress) -> None:
+            bar.update(task, description=state.component, completed=state.done, total=state.total)
+
+        yield show
+
+
+def parse_loras(texts: list[str] | None) -> tuple[Lora, ...]:
+    """LoRAs written as ``FILE`` or ``FILE=SCALE``.
+
+    Raises
+    ------
+    InvalidArgument
+        A scale that is no finite number.
+    """
+    from skyreels_rt.weights.lora import Lora
+
+    loras = []
+    for text in texts or []:
+        path, equals, scale = text.rpartition("=")
+        try:
+            loras.append(Lora(path, float(scale)) if equals else Lora(text))
+        except ValueError as error:
+            raise InvalidArgument("--lora", expected="FILE or FILE=SCALE", got=text) from error
+    return tuple(loras)

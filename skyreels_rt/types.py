@@ -138,4 +138,22 @@ class Progress:
     frames: int
 
 
+@dataclass(frozen=True)
+class LoadProgress:
+    """State of a model that is being loaded.
+
+    Attributes
+    ----------
+    component : str
+        Part at hand, such as ``"transformer"``.
+    done, total : int
+        Bytes of the files of all parts, read so far and in all.
+    """
+
+    component: str
+    done: int
+    total: int
+
+
+LoadCallback = Callable[[LoadProgress], None]
 ProgressCallback = Callable[[Progress], None]

@@ -2,10 +2,9 @@
 // fp32 multiply-adds from shared memory, no tensor cores: every product and sum is exact to fp32
 // for all element types. A block is one tile of queries of one (batch, frame, head); eight lanes
 // share a row of scores, which stays in registers.
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#include "pack.cuh"
 #include "skyreels_rt/audio_cross_attention.h"
 #include "skyreels_rt/cuda_api.h"
 
@@ -26,34 +25,16 @@ struct Ranges {
   int32_t start_count[2 * kMaxFrames];
 };
 
-__device__ inline float to_float(float x) { return x; }
-__device__ inline float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
-__device__ inline float to_float(__half x) { return __half2float(x); }
-template <class T>
-__device__ inline T from_float(float x);
-template <>
-__device__ inline float from_float<float>(float x) {
-  return x;
-}
-template <>
-__device__ inline __nv_bfloat16 from_float<__nv_bfloat16>(float x) {
-  return __float2bfloat16_rn(x);
-}
-template <>
-__device__ inline __half from_float<__half>(float x) {
-  return __float2half_rn(x);
-}
-
 template <class T, int kCount>
-struct alignas(sizeof(T) * kCount < 16 ? sizeof(T) * kCount : 16) Pack {
+struct alignas(sizeof(T) * kCount < 16 ? sizeof(T) * kCount : 16) Row {
   T values[kCount];
 };
 
 template <class T>
-__device__ inline void load_pack(const T* from, bool aligned, float (&to)[kPack]) {
-  Pack<T, kPack> pack;
+__device__ inline void load_row(const T* from, bool aligned, float (&to)[kPack]) {
+  Row<T, kPack> pack;
   if (aligned) {
-    pack = *reinterpret_cast<const Pack<T, kPack>*>(from);
+    pack = *reinterpret_cast<const Row<T, kPack>*>(from);
   } else {
 #pragma unroll
     for (int j = 0; j < kPack; ++j) pack.values[j] = from[j];
@@ -72,7 +53,7 @@ __device__ inline void load_rows(const T* from, int64_t stride, int rows, int va
   for (int item = threadIdx.x; item < rows * packs; item += kThreads) {
     const int row = item / packs, channel = item % packs * kPack;
     float x[kPack] = {};
-    if (row < valid) load_pack(from + row * stride + channel, aligned, x);
+    if (row < valid) load_row(from + row * stride + channel, aligned, x);
     if (weight != nullptr && row < valid) {
       const float scale = row_scales[row];
 #pragma unroll
@@ -279,9 +260,9 @@ __global__ void __launch_bounds__(kThreads)
       const int at = 4 * (i * kLanes + lane);
       if (at >= head_dim) continue;
       const float4 s = sums[x][i];
-      const Pack<T, 4> pack{{from_float<T>(s.x * factors[x]), from_float<T>(s.y * factors[x]),
-                             from_float<T>(s.z * factors[x]), from_float<T>(s.w * factors[x])}};
-      *reinterpret_cast<Pack<T, 4>*>(out + query * p.num_heads * head_dim + at) = pack;
+      const Row<T, 4> pack{{from_float<T>(s.x * factors[x]), from_float<T>(s.y * factors[x]),
+                            from_float<T>(s.z * factors[x]), from_float<T>(s.w * factors[x])}};
+      *reinterpret_cast<Row<T, 4>*>(out + query * p.num_heads * head_dim + at) = pack;
     }
   }
 }
@@ -298,7 +279,7 @@ __global__ void __launch_bounds__(kThreads)
   float sum = 0.0f;
   for (int64_t i = lane * kPack; i < width; i += 32 * kPack) {  // width is a multiple of kPack
     float x[kPack];
-    load_pack(from + i, aligned, x);
+    load_row(from + i, aligned, x);
 #pragma unroll
     for (int j = 0; j < kPack; ++j) sum = fmaf(x[j], x[j], sum);
   }
@@ -408,22 +389,7 @@ int skyreels_rt_cuda_audio_cross_attention(const void* q, const void* k, const v
   p.token_mask = static_cast<const uint8_t*>(token_mask);
   p.gate = gate;
   p.norm_weight = norm_weight;
-  p.batch = sizes[0];
-  p.frames = sizes[1];
-  p.patches = sizes[2];
-  p.tokens = sizes[3];
-  p.num_heads = sizes[4];
-  p.head_dim = sizes[5];
-  p.q_stride_batch = strides[0];
-  p.q_stride_row = strides[1];
-  p.k_stride_batch = strides[2];
-  p.k_stride_frame = strides[3];
-  p.k_stride_row = strides[4];
-  p.v_stride_batch = strides[5];
-  p.v_stride_frame = strides[6];
-  p.v_stride_row = strides[7];
-  p.mask_stride_batch = strides[8];
-  p.mask_stride_frame = strides[9];
+  set_layout(p, sizes, strides);
   p.dtype = static_cast<DType>(dtype);
   if (p.batch < 0 || p.frames < 0 || p.patches < 0 || p.tokens < 1 || p.tokens > kMaxTokens ||
       p.num_heads < 1 || p.head_dim < kPack || p.head_dim > kMaxHeadDim ||

@@ -35,3 +35,23 @@ def load_segment_row(
     """Row of one segment; neighbouring programs read it again, so it should stay cached."""
     offset = batch * stride_batch + segment * stride_segment
     return tl.load(table + offset + columns, mask=mask, other=0.0, eviction_policy="evict_last")
+
+
+@triton.jit
+def store_quantized(
+    v: tl.tensor,
+    values: tl.tensor,
+    scale: tl.tensor,
+    columns: tl.tensor,
+    mask: tl.tensor,
+    LARGEST: tl.constexpr,
+    LEAST: tl.constexpr,
+) -> None:
+    """Store one row, zero where masked, over its scale, and the scale; divisions are exact."""
+    least = tl.full((), LEAST, tl.float32)
+    largest = tl.full((), LARGEST, tl.float32)
+    own = tl.maximum(tl.div_rn(tl.max(tl.abs(v), 0), largest), least)
+    quotient = tl.div_rn(v, own)
+    quotient = tl.minimum(tl.maximum(quotient, -LARGEST), LARGEST)
+    tl.store(values + columns, quotient.to(values.dtype.element_ty), mask=mask)
+    tl.store(scale, own)

@@ -10,7 +10,7 @@ from torch import Tensor
 from skyreels_rt.audio.features import FeatureEncoder, FeatureStream
 from skyreels_rt.audio.resample import SpeechResampler
 from skyreels_rt.config import AudioFeatureConfig
-from skyreels_rt.models.audio_adapter import AudioPacker
+from skyreels_rt.models.audio_adapter import Packer
 from skyreels_rt.types import PartState, Timeline
 
 
@@ -22,7 +22,7 @@ class TokenTrack:
 
     Parameters
     ----------
-    packer : AudioPacker
+    packer : Packer
         Packer of the transformer.
     encoder : FeatureEncoder
         Audio encoder.
@@ -36,7 +36,7 @@ class TokenTrack:
 
     def __init__(
         self,
-        packer: AudioPacker,
+        packer: Packer,
         encoder: FeatureEncoder,
         features: AudioFeatureConfig,
         timeline: Timeline,
@@ -101,6 +101,22 @@ class TokenTrack:
         """Tokens (1, M, C) of a one-frame slot without audio."""
         return self._packer.pack_leading(self._zeros, 0)
 
+    def clip_tokens(self, first_frame: int, num_latents: int) -> Tensor:
+        """Tokens (num_latents, M, C) of a clip that starts at ``first_frame``, and is not kept.
+
+        Its first latent stands for one frame, wherever on the timeline it lies.
+        """
+
+        def read(first: int, stop: int) -> Tensor:
+            return self._features.read(first_frame + first, first_frame + stop)
+
+        clip = Timeline(self._timeline.temporal_stride)
+        return self._packer.pack(read, 0, num_latents, clip)
+
+    def discard_frames(self, before: int) -> None:
+        """Forget what only clips from frame ``before`` on do not need."""
+        self._features.discard(before - self._packer.lookahead_frames())
+
     def discard(self, before: int) -> None:
         """Forget what only latents before ``before`` need."""
         del self._tokens[: max(0, before - self._first)]
@@ -135,4 +151,4 @@ class TokenTrack:
     def _zeros(self, first: int, stop: int) -> Tensor:
         config = self._packer.config
         shape = (config.features_per_frame, config.feature_layers, config.feature_dim)
-        return torch.zeros(stop - first, *shape, device=self._packer.proj1.weight.device)
+        return torch.zeros(stop - first, *shape, device=self._packer.device)

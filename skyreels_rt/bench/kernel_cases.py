@@ -24,7 +24,11 @@ from skyreels_rt.kernels.reference.gate_residual_norm_modulate import (
     gate_residual_norm_modulate as eager_gate_residual_norm_modulate,
 )
 from skyreels_rt.kernels.reference.norm_modulate import norm_modulate as eager_norm_modulate
+from skyreels_rt.kernels.reference.norm_modulate_quantize import (
+    norm_modulate_quantize as eager_norm_modulate_quantize,
+)
 from skyreels_rt.kernels.reference.qk_norm_rope import qk_norm_rope as eager_qk_norm_rope
+from skyreels_rt.kernels.reference.quantize_rows import quantize_rows as eager_quantize_rows
 from skyreels_rt.kernels.reference.residual_apply import residual_apply as eager_residual_apply
 from skyreels_rt.kernels.reference.residual_store import residual_store as eager_residual_store
 from skyreels_rt.kernels.reference.rms_norm_silu import rms_norm_silu as eager_rms_norm_silu
@@ -77,6 +81,24 @@ def _norm(name: str, batch: int, length: int, width: int) -> KernelCase:
         "norm_modulate", name, {"batch": batch, "tokens": length, "width": width}, True, make,
         lambda x, w, b, impl: kernels.norm_modulate(x, w, b, eps=1e-6, impl=impl),
         lambda x, w, b: eager_norm_modulate(x, w, b, eps=1e-6),
+    )  # fmt: skip
+
+
+def _quantize(name: str, length: int, width: int) -> KernelCase:
+    return KernelCase(
+        "quantize_rows", name, {"tokens": length, "width": width}, True,
+        lambda dtype: (_random(1, length, width, dtype=dtype),),
+        lambda x, impl: kernels.quantize_rows(x, impl=impl),
+        eager_quantize_rows,
+    )  # fmt: skip
+
+
+def _norm_quantize(name: str, length: int, width: int) -> KernelCase:
+    plain = _norm(name, 1, length, width)
+    return KernelCase(
+        "norm_modulate_quantize", name, plain.shape, True, plain.make,
+        lambda x, w, b, impl: kernels.norm_modulate_quantize(x, w, b, eps=1e-6, impl=impl),
+        lambda x, w, b: eager_norm_modulate_quantize(x, w, b, eps=1e-6),
     )  # fmt: skip
 
 
@@ -213,6 +235,10 @@ CASES: tuple[KernelCase, ...] = (
     _norm("1.3b", 1, 8640, 1536),
     _gate_norm("demo", 1, 2304, 192),
     _gate_norm("1.3b", 1, 8640, 1536),
+    _quantize("demo", 2304, 192),
+    _quantize("1.3b", 8640, 1536),
+    _norm_quantize("demo", 2304, 192),
+    _norm_quantize("1.3b", 8640, 1536),
     _qk("demo", 2304, 3, 64),
     _qk("1.3b", 8640, 12, 128),
     _audio("demo", 9, 256, 8, 3, 64),

@@ -38,8 +38,6 @@ def leading_slot_channels(
 ) -> Tensor:
     """Condition channels of a window whose extra first frame is the portrait (Wan-I2V).
 
-    Behind the portrait Wan encodes grey frames, through the same causal VAE.
-
     Parameters
     ----------
     config : TransformerConfig
@@ -55,26 +53,68 @@ def leading_slot_channels(
     -------
     Tensor, shape (Cc, 1 + window, h, w), float32
     """
-    frame = to_video_tensor(portrait[None], vae)
-    latents, cache = vae.encode_step(frame, None)
-    encoded = [latents]
-    grey = torch.zeros_like(frame).expand(-1, -1, vae.temporal_stride, -1, -1)
-    for _ in range(window):
-        latents, cache = vae.encode_step(grey, cache)
+    _, channels = clip_conditions(
+        config, vae, portrait[None], portrait[None][:0], 1 + window * vae.temporal_stride
+    )
+    return channels
+
+
+def clip_conditions(
+    config: TransformerConfig,
+    vae: VideoVAE,
+    head: NDArray[np.uint8],
+    tail: NDArray[np.uint8],
+    num_frames: int,
+) -> tuple[Tensor, Tensor]:
+    """Latents and condition channels of a clip whose first and last frames are given.
+
+    Between them Wan encodes grey frames, through the same causal VAE.
+
+    Parameters
+    ----------
+    config : TransformerConfig
+        Says which channels the model takes.
+    vae : VideoVAE
+        Encodes the clip.
+    head, tail : ndarray, shape (F, H, W, 3), uint8
+        Given frames at its start, at least one, and at its end.
+    num_frames : int
+        Frames of the clip, ``1 + k * vae.temporal_stride``.
+
+    Returns
+    -------
+    latents : Tensor, shape (C, 1 + k, h, w), float32
+        The given and grey frames, encoded.
+    channels : Tensor, shape (Cc, 1 + k, h, w), float32
+        Mask and latents as the transformer takes them.
+    """
+    stride, first_of_tail = vae.temporal_stride, num_frames - len(tail)
+    known = [index < len(head) or index >= first_of_tail for index in range(num_frames)]
+    pictures = [*head, *[np.zeros_like(head[0])] * (first_of_tail - len(head)), *tail]
+    encoded: list[Tensor] = []
+    cache: VAECache | None = None
+    for start in (0, *range(1, num_frames, stride)):
+        count = stride if start else 1
+        video = to_video_tensor(np.stack(pictures[start : start + count]), vae)
+        grey = [not one for one in known[start : start + count]]
+        video[:, :, torch.tensor(grey)] = 0
+        latents, cache = vae.encode_step(video, cache)
         encoded.append(latents)
     sequence = torch.cat(encoded, dim=2)[0].float()
-    height, width = sequence.shape[-2:]
-    mask = torch.zeros(vae.temporal_stride, 1 + window, height, width, device=sequence.device)
-    mask[:, 0] = 1
-    return condition_channels(
+    # The mask has an entry per frame of a latent; the first latent's one frame fills all of them.
+    slots = torch.tensor([known[0]] * stride + known[1:], dtype=torch.float32)
+    _, num_latents, height, width = sequence.shape
+    mask = slots.view(num_latents, stride).T[:, :, None, None].to(sequence.device)
+    channels = condition_channels(
         config,
-        1 + window,
+        num_latents,
         height,
         width,
         reference_latents=sequence,
         given_latents=sequence,
-        given_mask=mask,
+        given_mask=mask.expand(-1, -1, height, width),
     )
+    return sequence, channels
 
 
 class ConditionTrack:

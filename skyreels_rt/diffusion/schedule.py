@@ -6,7 +6,11 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 
+from skyreels_rt.config import Spacing
 from skyreels_rt.errors import InvalidArgument
+
+LAST_LEVEL = 1e-3
+"""Least level before the shift with the spacing ``"to_timestep_1"``."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,9 @@ class FlowSchedule:
         Denoising steps, >= 1.
     shift : float
         1.0 leaves the levels even; more spends more steps at high noise. Positive and finite.
+    spacing : {"even", "to_timestep_1"}
+        Levels before the shift: even from 1 to 0; or, as MultiTalk and SkyReels-V3 have it, even
+        from 1 to 0.001 in ``num_steps`` levels, followed by 0.
 
     Raises
     ------
@@ -32,6 +39,7 @@ class FlowSchedule:
 
     num_steps: int
     shift: float = 1.0
+    spacing: Spacing = "even"
 
     def __post_init__(self) -> None:
         if self.num_steps < 1:
@@ -43,6 +51,9 @@ class FlowSchedule:
     def sigmas(self) -> tuple[float, ...]:
         """Noise levels in [0, 1], ``num_steps + 1`` of them, from exactly 1.0 to exactly 0.0."""
         even = [1.0 - step / self.num_steps for step in range(1, self.num_steps)]
+        if self.spacing == "to_timestep_1":
+            last = self.num_steps - 1
+            even = [1.0 - step / last * (1.0 - LAST_LEVEL) for step in range(1, self.num_steps)]
         inner = [self.shift * s / (1.0 + (self.shift - 1.0) * s) for s in even]
         return (1.0, *inner, 0.0)
 

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from skyreels_rt.conditioning.color import lab
 from skyreels_rt.errors import InvalidArgument
-from skyreels_rt.evaluation.identity import Box, check_box, check_frames, lab
+from skyreels_rt.evaluation.identity import Box, check_box, check_frames
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from skyreels_rt.conditioning.color import lab
 from skyreels_rt.errors import InvalidArgument
 
 if TYPE_CHECKING:
@@ -316,32 +317,6 @@ def warped(
         seen = _sample(pictures, moved[now, 0], moved[now, 1])
         read[now] = seen.permute(0, 2, 1).numpy()
     return read.reshape(len(frames), *x.shape, 3)
-
-
-def lab(pixels: NDArray[np.generic]) -> NDArray[np.float32]:
-    """Bring sRGB to CIE L*a*b* (D65, 2 degrees), in which distances are about what people see.
-
-    Parameters
-    ----------
-    pixels : ndarray, shape (..., 3), uint8 or floating in [0, 255]
-        sRGB.
-
-    Returns
-    -------
-    ndarray, shape (..., 3), float32
-        Lightness 0 to 100, green-red, blue-yellow (CIE 15:2004).
-    """
-    value = np.asarray(pixels, np.float32) / 255
-    linear = np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
-    matrix = np.array(
-        [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750],
-         [0.0193339, 0.1191920, 0.9503041]], np.float32,
-    )  # fmt: skip
-    white = np.array([0.95047, 1.0, 1.08883], np.float32)
-    ratio = linear @ matrix.T / white
-    root = np.where(ratio > 216 / 24389, np.cbrt(ratio), (24389 / 27 * ratio + 16) / 116)
-    x, y, z = root[..., 0], root[..., 1], root[..., 2]
-    return np.asarray(np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], -1), np.float32)
 
 
 def _describe(

@@ -15,7 +15,7 @@ from skyreels_rt.components import Components
 from skyreels_rt.errors import InvalidArgument
 from skyreels_rt.types import PartState
 
-FORMAT = 1
+FORMAT = 2
 """Version of the layout; a snapshot of another version is refused."""
 
 _KEY = "skyreels_rt_session"

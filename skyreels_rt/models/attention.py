@@ -7,14 +7,39 @@ Legend: B batch, L tokens, S context tokens, D width, N heads, K head size.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from skyreels_rt.config import TransformerConfig
-from skyreels_rt.kernels import KernelPlan, dense_attention, qk_norm_rope
+from skyreels_rt.kernels import (
+    KernelPlan,
+    audio_cross_attention,
+    dense_attention,
+    qk_norm_rope,
+)
+from skyreels_rt.models.fp8_linear import shared_rows
 
 KeysValues = tuple[Tensor, Tensor]
 """Keys and values ready for attention, shape (B, N, S, K) each."""
+
+
+@dataclass(frozen=True)
+class SharedQueryAudio:
+    """Audio keys and values that the queries of the text attention see, per latent frame.
+
+    Attributes
+    ----------
+    keys, values : Tensor, shape (B, F, M, D)
+        Projected audio tokens.
+    present : Tensor, shape (B, F, M), bool
+        False for tokens that stand for no sound; they are not attended.
+    """
+
+    keys: Tensor
+    values: Tensor
+    present: Tensor
 
 
 class RMSNorm(nn.RMSNorm):
@@ -60,9 +85,10 @@ class SelfAttention(nn.Module):
         cos, sin : Tensor, shape (L, K/2), float32
             Tables of :func:`skyreels_rt.models.rope.rope_tables`.
         """
+        rows = shared_rows(x_BLD, self.q, self.k, self.v)
         q, k = qk_norm_rope(
-            self.q(x_BLD),
-            self.k(x_BLD),
+            self.q(rows),
+            self.k(rows),
             self.norm_q.weight,
             self.norm_k.weight,
             cos,
@@ -74,7 +100,7 @@ class SelfAttention(nn.Module):
         attended = dense_attention(
             _heads(q, self.num_heads),
             _heads(k, self.num_heads),
-            _heads(self.v(x_BLD), self.num_heads),
+            _heads(self.v(rows), self.num_heads),
             backend=self.plan.attention,
         )
         out: Tensor = self.o(_merge(attended))
@@ -82,12 +108,14 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Attention of the video tokens over the prompt, and over the portrait's tokens if built.
+    """Attention of the video tokens over the prompt, and over portrait and audio tokens if built.
 
     Parameters
     ----------
     config : TransformerConfig
-        ``image_dim`` set builds the image branch (``k_img``, ``v_img``, ``norm_k_img``).
+        ``image_dim`` set builds the image branch (``k_img``, ``v_img``, ``norm_k_img``); an audio
+        adapter of the kind ``shared_query`` builds ``k_audio`` and ``v_audio`` (source:
+        Fantasy-AMAP/fantasy-talking ``model.py``, ``WanCrossAttentionProcessor``).
     plan : KernelPlan
         Kernel implementations to use.
     """
@@ -108,6 +136,9 @@ class CrossAttention(nn.Module):
             self.k_img = nn.Linear(dim, dim)
             self.v_img = nn.Linear(dim, dim)
             self.norm_k_img = RMSNorm(dim, eps=config.eps)
+        if config.audio is not None and config.audio.kind == "shared_query":
+            self.k_audio = nn.Linear(config.audio.token_dim, dim, bias=False)
+            self.v_audio = nn.Linear(config.audio.token_dim, dim, bias=False)
 
     def text_keys_values(self, context_BSD: Tensor) -> KeysValues:
         """Keys and values of the embedded prompt; constant over the steps."""
@@ -119,13 +150,36 @@ class CrossAttention(nn.Module):
         keys = self.norm_k_img(self.k_img(context_BSD))
         return _heads(keys, self.num_heads), _heads(self.v_img(context_BSD), self.num_heads)
 
-    def forward(self, x_BLD: Tensor, text: KeysValues, image: KeysValues | None) -> Tensor:
-        """Attention output before the residual, shape (B, L, D); text and image outputs add up."""
-        q = _heads(self.norm_q(self.q(x_BLD)), self.num_heads)
+    def audio_keys_values(self, tokens_BFMC: Tensor) -> SharedQueryAudio:
+        """Keys and values of audio tokens; a token of zeros is absent. Constant over the steps."""
+        return SharedQueryAudio(
+            self.k_audio(tokens_BFMC), self.v_audio(tokens_BFMC), tokens_BFMC.any(dim=-1)
+        )
+
+    def forward(
+        self,
+        x_BLD: Tensor,
+        text: KeysValues,
+        image: KeysValues | None,
+        audio: SharedQueryAudio | None = None,
+    ) -> Tensor:
+        """Attention output before the residual, (B, L, D): the sum over text, image and audio."""
+        q_BLD = self.norm_q(self.q(x_BLD))
+        q = _heads(q_BLD, self.num_heads)
         attended = dense_attention(q, *text, backend=self.plan.attention)
         if image is not None:
             attended = attended + dense_attention(q, *image, backend=self.plan.attention)
-        out: Tensor = self.o(_merge(attended))
+        merged = _merge(attended)
+        if audio is not None:
+            merged = merged + audio_cross_attention(
+                q_BLD,
+                audio.keys,
+                audio.values,
+                num_heads=self.num_heads,
+                token_mask=audio.present,
+                impl=self.plan.audio_cross_attention,
+            )
+        out: Tensor = self.o(merged)
         return out
 
 

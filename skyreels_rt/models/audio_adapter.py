@@ -1,11 +1,14 @@
-"""Audio adapter of the transformer: the packer, and cross-attention per latent frame.
+"""Audio adapters of the transformer: packers, and cross-attention per latent frame.
 
-Source of the shape: MeiGen-AI/MultiTalk ``wan/modules/multitalk_model.py`` (``AudioProjModel``,
-``SingleStreamAttention``), which SkyReels-V3-A2V shares. The parameter names are theirs.
+Source of the first kind (``own_query``): MeiGen-AI/MultiTalk ``wan/modules/multitalk_model.py``
+(``AudioProjModel``, ``SingleStreamAttention``), which SkyReels-V3-A2V shares. The parameter names
+are theirs. Source of the second (``shared_query``): Fantasy-AMAP/fantasy-talking ``model.py``; its
+attention is part of :class:`skyreels_rt.models.attention.CrossAttention`.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
@@ -21,18 +24,76 @@ from skyreels_rt.kernels import (
     audio_cross_attention,
     fold_audio_projections,
 )
+from skyreels_rt.models.attention import SharedQueryAudio
+from skyreels_rt.models.fp8_linear import is_quantized
 from skyreels_rt.runtime.memory import keeps_audio_fold
 from skyreels_rt.types import Timeline
 
-AudioContext = tuple[Tensor, Tensor] | AudioFold
+AudioContext = tuple[Tensor, Tensor] | AudioFold | SharedQueryAudio
 """What a block attends to: keys and values (B, F, M, D), or the projections folded into them."""
 
 FeatureReader = Callable[[int, int], Tensor]
 """``read(first_frame, stop_frame)`` -> features (n, S, L, D); frames before 0 repeat frame 0."""
 
 
-class AudioPacker(nn.Module):
-    """Turns the features around a latent frame into its M audio tokens.
+class Packer(nn.Module, ABC):
+    """Turns the features around each latent frame into its M audio tokens.
+
+    Parameters
+    ----------
+    config : AudioAdapterConfig
+        Sizes of features and tokens.
+    """
+
+    def __init__(self, config: AudioAdapterConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    @abstractmethod
+    def pack_latent(self, read: FeatureReader, first_frame: int, stop_frame: int) -> Tensor:
+        """Tokens (1, M, C) of a latent that stands for the frames ``[first_frame, stop_frame)``."""
+
+    def pack(self, read: FeatureReader, start: int, stop: int, timeline: Timeline) -> Tensor:
+        """Tokens of the latents ``[start, stop)`` of the timeline.
+
+        One latent is packed at a time, so that its bytes do not depend on the range asked for.
+
+        Parameters
+        ----------
+        read : callable
+            Source of frame features (see :data:`FeatureReader`).
+        start, stop : int
+            Latent indices on the global timeline.
+        timeline : Timeline
+            Conversion from latents to frames.
+
+        Returns
+        -------
+        Tensor, shape (stop - start, M, C)
+        """
+        return torch.cat(
+            [
+                self.pack_latent(read, timeline.first_frame(n), timeline.first_frame(n + 1))
+                for n in range(start, stop)
+            ]
+        )
+
+    def pack_leading(self, read: FeatureReader, frame: int) -> Tensor:
+        """Tokens of a leading slot (one frame) in front of frame ``frame``, shape (1, M, C)."""
+        return self.pack_latent(read, frame, frame + 1)
+
+    def lookahead_frames(self) -> int:
+        """Frames after a latent's last one that its tokens depend on."""
+        return self.config.window // 2
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return next(self.parameters()).device
+
+
+class AudioPacker(Packer):
+    """Packer of the kind ``own_query``: one small network per latent frame.
 
     A latent that stands for frames ``[a, b)`` sees the frames ``[a - w, b + w)`` with
     ``w = window // 2``. (For four frames and ``window=5`` these are MultiTalk's eight entries.)
@@ -46,8 +107,7 @@ class AudioPacker(nn.Module):
     """
 
     def __init__(self, config: AudioAdapterConfig, temporal_stride: int = 4) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.temporal_stride = temporal_stride
         entry = config.features_per_frame * config.feature_layers * config.feature_dim
         self.proj1 = nn.Linear(config.window * entry, config.hidden_dim)
@@ -77,44 +137,54 @@ class AudioPacker(nn.Module):
         packed: Tensor = self.norm(tokens)
         return packed
 
-    def pack(self, read: FeatureReader, start: int, stop: int, timeline: Timeline) -> Tensor:
-        """Tokens of the latents ``[start, stop)`` of the timeline.
-
-        One latent is packed at a time, so that its bytes do not depend on the range asked for.
-
-        Parameters
-        ----------
-        read : callable
-            Source of frame features (see :data:`FeatureReader`).
-        start, stop : int
-            Latent indices on the global timeline.
-        timeline : Timeline
-            Conversion from latents to frames.
-
-        Returns
-        -------
-        Tensor, shape (stop - start, M, C)
-        """
+    def pack_latent(self, read: FeatureReader, first_frame: int, stop_frame: int) -> Tensor:
+        """Tokens (1, M, C) of a latent that stands for the frames ``[first_frame, stop_frame)``."""
         reach = self.config.window // 2
-        tokens = [
-            self(
-                read(
-                    timeline.first_frame(n) - reach, timeline.first_frame(n + 1) + reach
-                ).unsqueeze(0)
-            )
-            for n in range(start, stop)
-        ]
-        return torch.cat(tokens)
-
-    def pack_leading(self, read: FeatureReader, frame: int) -> Tensor:
-        """Tokens of a leading slot (one frame) in front of frame ``frame``, shape (1, M, C)."""
-        reach = self.config.window // 2
-        tokens: Tensor = self(read(frame - reach, frame + reach + 1).unsqueeze(0))
+        tokens: Tensor = self(read(first_frame - reach, stop_frame + reach).unsqueeze(0))
         return tokens
 
-    def lookahead_frames(self) -> int:
-        """Frames after a latent's last one that its tokens depend on."""
-        return self.config.window // 2
+
+class FeatureProjection(Packer):
+    """Packer of the kind ``shared_query``: each feature becomes a token.
+
+    A latent sees the ``num_tokens`` features that end ``window // 2`` frames after its own. (At two
+    features a frame, 17 tokens and ``window=5`` these are FantasyTalking's at 25 fps.) Features
+    before the start of the speech, and features of zeros, which stand for no audio, become tokens
+    of zeros, which are not attended.
+
+    Parameters
+    ----------
+    config : AudioAdapterConfig
+        Sizes of features and tokens.
+    """
+
+    def __init__(self, config: AudioAdapterConfig) -> None:
+        super().__init__(config)
+        self.proj = nn.Linear(
+            config.feature_layers * config.feature_dim, config.token_dim, bias=False
+        )
+        self.norm = nn.LayerNorm(config.token_dim)
+
+    def pack_latent(
+        self,
+        read: FeatureReader,
+        first_frame: int,  # noqa: ARG002 - the end tells
+        stop_frame: int,
+    ) -> Tensor:
+        """Tokens (1, M, C) of a latent that stands for the frames ``[first_frame, stop_frame)``."""
+        per_frame, count = self.config.features_per_frame, self.config.num_tokens
+        stop = stop_frame + self.lookahead_frames()
+        first = stop * per_frame - count  # of the features
+        features = read(first // per_frame, stop).flatten(0, 1)[-count:].flatten(1)
+        tokens: Tensor = self.norm(self.proj(features.to(self.proj.weight.dtype)))
+        absent = ~features.any(dim=-1)
+        absent[: max(0, -first)] = True
+        return tokens.masked_fill(absent[:, None], 0).unsqueeze(0)
+
+
+def build_packer(config: AudioAdapterConfig) -> Packer:
+    """Build the packer that an adapter's kind needs."""
+    return FeatureProjection(config) if config.kind == "shared_query" else AudioPacker(config)
 
 
 class AudioCrossAttention(nn.Module):
@@ -149,13 +219,18 @@ class AudioCrossAttention(nn.Module):
         self.kv_linear = nn.Linear(config.audio.token_dim, 2 * config.dim)
         self.proj = nn.Linear(config.dim, config.dim)
 
-    def context(self, tokens_BFMC: Tensor) -> AudioContext:
+    def stop_folding_quantized(self) -> None:
+        """Take the ordinary path where a projection is no plain linear layer any more."""
+        if is_quantized(self.q_linear) or is_quantized(self.proj):
+            self.absorbs = self.keeps_fold = False
+
+    def context(self, tokens_BFMC: Tensor) -> tuple[Tensor, Tensor] | AudioFold:
         """Keys and values of the audio tokens, or their fold; constant over the steps."""
         keys, values = self.kv_linear(tokens_BFMC).chunk(2, dim=-1)
         fold = self.fold((keys, values)) if self.keeps_fold else None
         return (keys, values) if fold is None else fold
 
-    def fold(self, context: AudioContext) -> AudioFold | None:
+    def fold(self, context: tuple[Tensor, Tensor] | AudioFold) -> AudioFold | None:
         """The fold that :meth:`add` takes, None where :meth:`forward` is the way."""
         if isinstance(context, AudioFold):
             return context

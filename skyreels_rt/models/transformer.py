@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Self
 
@@ -20,15 +21,21 @@ from torch import Tensor, nn
 from skyreels_rt.config import TransformerConfig
 from skyreels_rt.errors import InvalidArgument
 from skyreels_rt.kernels import (
+    AudioFold,
     KernelPlan,
     gate_residual_norm_modulate,
     norm_modulate,
+    norm_modulate_quantize,
     residual_apply,
     residual_store,
 )
-from skyreels_rt.models.attention import CrossAttention, KeysValues, SelfAttention
-from skyreels_rt.models.audio_adapter import AudioContext, AudioCrossAttention, AudioPacker
+from skyreels_rt.models.attention import CrossAttention, KeysValues, SelfAttention, SharedQueryAudio
+from skyreels_rt.models.audio_adapter import AudioContext, AudioCrossAttention, build_packer
+from skyreels_rt.models.embeddings import ImageEmbedding, sinusoid
+from skyreels_rt.models.feed_forward import FeedForward
+from skyreels_rt.models.fp8_linear import QuantizedRows, multiply_rows
 from skyreels_rt.models.rope import rope_tables
+from skyreels_rt.runtime.offload import BlockOffload
 
 SIGMA_FLOOR = 1e-3
 """Least noise level that a clean prediction is divided by."""
@@ -82,41 +89,6 @@ class Affine:
         return cls(norm.weight.float()[None, None], norm.bias.float()[None, None])
 
 
-class FeedForward(nn.Sequential):
-    """Linear, GELU (tanh), linear; the parameter names are those of the sequence.
-
-    Without a gradient, oneDNN applies the GELU inside the first product on the CPU: 0.7 of the time
-    of both in float32 and 0.5 in bfloat16 at the embedded models' sizes, and half the memory.
-
-    Parameters
-    ----------
-    dim, hidden_dim : int
-        Widths outside and inside.
-    plan : KernelPlan
-        Kernel implementations to use; with the plain one the GELU stays apart.
-    """
-
-    def __init__(self, dim: int, hidden_dim: int, plan: KernelPlan) -> None:
-        super().__init__(
-            nn.Linear(dim, hidden_dim), nn.GELU(approximate="tanh"), nn.Linear(hidden_dim, dim)
-        )
-        is_there = hasattr(torch.ops.mkldnn, "_linear_pointwise")  # private to torch
-        self.fuses = not plan.is_plain and is_there and torch.backends.mkldnn.is_available()
-
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name for it
-        """(B, L, D) -> (B, L, D)."""
-        up, act, down = self
-        fuses = self.fuses and input.is_cpu and input.dtype in (torch.float32, torch.bfloat16)
-        if fuses and not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
-            hidden = torch.ops.mkldnn._linear_pointwise(
-                input, up.weight, up.bias, "gelu", [], "tanh"
-            )
-        else:
-            hidden = act(up(input))
-        out: Tensor = down(hidden)
-        return out
-
-
 class TransformerBlock(nn.Module):
     """Self-attention, text (and image) cross-attention, audio cross-attention, feed-forward.
 
@@ -135,7 +107,7 @@ class TransformerBlock(nn.Module):
         self.self_attn = SelfAttention(config, plan)
         self.norm3 = nn.LayerNorm(dim, eps=config.eps)
         self.cross_attn = CrossAttention(config, plan)
-        if config.audio is not None:
+        if config.audio is not None and config.audio.kind == "own_query":
             self.norm_x = nn.LayerNorm(dim, eps=config.eps)
             self.audio_cross_attn = AudioCrossAttention(config, plan)
         self.ffn = FeedForward(dim, config.ffn_dim, plan)
@@ -176,26 +148,36 @@ class TransformerBlock(nn.Module):
         y = self.self_attn(normed_BLD, *rope)
         x, normed = self._add_and_norm(x_BLD, y, gate, Affine.of_norm(self.norm3))
         image = context.image[index] if context.image is not None else None
-        y = self.cross_attn(normed, context.text[index], image)
-        if context.audio is None:
+        audio = context.audio[index] if context.audio is not None else None
+        if audio is None or isinstance(audio, SharedQueryAudio):
+            y = self.cross_attn(normed, context.text[index], image, audio)
             x, normed = self._add_and_norm(x, y, None, ffn_norm)
-        else:
-            x, normed = self._add_and_norm(x, y, None, Affine.of_norm(self.norm_x))
-            x, normed = self._hear(x, normed, context.audio[index], ffn_norm)
-        return self._add_and_norm(x, self.ffn(normed), ffn_gate, following)
+            return self._add_and_norm(x, self.ffn(normed), ffn_gate, following)
+        y = self.cross_attn(normed, context.text[index], image)
+        x, normed = self._add_and_norm(x, y, None, Affine.of_norm(self.norm_x))
+        x, heard = self._hear(x, normed, audio, ffn_norm)
+        return self._add_and_norm(x, self.ffn(heard), ffn_gate, following)
 
     def _hear(
-        self, x: Tensor, normed: Tensor, audio: AudioContext, norm: Affine
-    ) -> tuple[Tensor, Tensor]:
+        self, x: Tensor, normed: Tensor, audio: KeysValues | AudioFold, norm: Affine
+    ) -> tuple[Tensor, Tensor | QuantizedRows]:
         attention = self.audio_cross_attn
         fold = attention.fold(audio)
         if fold is None:
             return self._add_and_norm(x, attention(normed, audio), None, norm)
         x = attention.add(x, normed, fold)  # the matrix product adds for nothing
-        normed = norm_modulate(
-            x, norm.weight, norm.bias, eps=self.eps, impl=self.plan.norm_modulate
-        )
-        return x, normed
+        return x, self._norm_for_ffn(x, norm)
+
+    def _norm_for_ffn(self, x: Tensor, norm: Affine) -> Tensor | QuantizedRows:
+        """Normalised tokens, in 8 bits where the feed-forward reads them so."""
+        if multiply_rows(self.ffn[0]):
+            return QuantizedRows(
+                *norm_modulate_quantize(
+                    x, norm.weight, norm.bias,
+                    eps=self.eps, impl=self.plan.norm_modulate_quantize,
+                )
+            )  # fmt: skip
+        return norm_modulate(x, norm.weight, norm.bias, eps=self.eps, impl=self.plan.norm_modulate)
 
     def _add_and_norm(
         self, x: Tensor, y: Tensor, gate: Tensor | None, norm: Affine
@@ -204,31 +186,6 @@ class TransformerBlock(nn.Module):
             x, y, gate, norm.weight, norm.bias,
             eps=self.eps, impl=self.plan.gate_residual_norm_modulate,
         )  # fmt: skip
-
-
-class ImageEmbedding(nn.Module):
-    """Projects the image encoder's tokens to the model's width (Wan's ``MLPProj``).
-
-    Parameters
-    ----------
-    image_dim, dim : int
-        Widths in and out.
-    """
-
-    def __init__(self, image_dim: int, dim: int) -> None:
-        super().__init__()
-        self.proj = nn.Sequential(
-            nn.LayerNorm(image_dim),
-            nn.Linear(image_dim, image_dim),
-            nn.GELU(),
-            nn.Linear(image_dim, dim),
-            nn.LayerNorm(dim),
-        )
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """(B, S, image_dim) -> (B, S, D)."""
-        out: Tensor = self.proj(tokens)
-        return out
 
 
 class Head(nn.Module):
@@ -288,11 +245,13 @@ class SkyReelsTransformer(nn.Module):
         if config.image_dim is not None:
             self.img_emb = ImageEmbedding(config.image_dim, dim)
         if config.audio is not None:
-            self.audio_proj = AudioPacker(config.audio)
+            self.audio_proj = build_packer(config.audio)
         self.blocks = nn.ModuleList(
             TransformerBlock(config, plan) for _ in range(config.num_layers)
         )
         self.head = Head(config)
+        self.offload: BlockOffload | None = None
+        """What keeps the blocks' weights in host memory, where they do not fit the device."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -327,7 +286,8 @@ class SkyReelsTransformer(nn.Module):
             Padded with zeros to ``config.text_length``; the padding is attended, as in Wan.
         """
         context = self.text_embedding(prompt_embeds.to(self.device, self.dtype))
-        return tuple(block.cross_attn.text_keys_values(context) for block in self._blocks())
+        blocks = self._each_block("cross_attn.")
+        return tuple(block.cross_attn.text_keys_values(context) for block in blocks)
 
     def image_context(self, image_embeds: Tensor) -> tuple[KeysValues, ...]:
         """Keys and values of portrait tokens (B, S, image_dim) for every block.
@@ -342,7 +302,8 @@ class SkyReelsTransformer(nn.Module):
                 "image_embeds", expected="a model with image_dim set", got="a model without one"
             )
         context = self.img_emb(image_embeds.to(self.device, self.dtype))
-        return tuple(block.cross_attn.image_keys_values(context) for block in self._blocks())
+        blocks = self._each_block("cross_attn.")
+        return tuple(block.cross_attn.image_keys_values(context) for block in blocks)
 
     def audio_context(self, tokens_BFMC: Tensor) -> tuple[AudioContext, ...]:
         """What every block attends to of audio tokens (B, F, M, C).
@@ -357,7 +318,11 @@ class SkyReelsTransformer(nn.Module):
                 "audio", expected="a model with an audio adapter", got="a model without one"
             )
         tokens = tokens_BFMC.to(self.device, self.dtype)
-        return tuple(block.audio_cross_attn.context(tokens) for block in self._blocks())
+        if self.config.audio.kind == "shared_query":
+            blocks = self._each_block("cross_attn.")
+            return tuple(block.cross_attn.audio_keys_values(tokens) for block in blocks)
+        blocks = self._each_block("audio_cross_attn.")
+        return tuple(block.audio_cross_attn.context(tokens) for block in blocks)
 
     def rope(self, frames: int, height: int, width: int) -> tuple[Tensor, Tensor]:
         """Rotary tables for a window of ``frames x height x width`` latents."""
@@ -455,7 +420,7 @@ class SkyReelsTransformer(nn.Module):
         norms = [Affine.of_rows(rows, 0) for rows in modulations]
         norms.append(self.head.norm(time_BD))
         normed = self._norm(x_BLD, norms[0])
-        for index, block in enumerate(self.blocks):
+        for index, block in enumerate(self._each_block()):
             x_BLD, normed = block(
                 x_BLD, normed, modulations[index], norms[index + 1], rope, context, index
             )
@@ -513,6 +478,14 @@ class SkyReelsTransformer(nn.Module):
         velocity = (noisy - reference - output.float()) / sigma.view(-1, 1, 1, 1, 1)
         return velocity.to(output.dtype)
 
+    def _each_block(self, *parts: str) -> Iterator[TransformerBlock]:
+        """Every block in turn, its weights (or those of some ``parts``) on the model's device."""
+        if self.offload is None:
+            yield from self._blocks()
+        else:
+            blocks = self._blocks()
+            yield from (blocks[index] for index in self.offload.resident(*parts))
+
     def _blocks(self) -> list[TransformerBlock]:
         return [block for block in self.blocks if isinstance(block, TransformerBlock)]
 
@@ -551,21 +524,10 @@ class SkyReelsTransformer(nn.Module):
         )
 
 
-def sinusoid(timestep: Tensor, dim: int) -> Tensor:
-    """Sinusoidal embedding of timesteps, cosines first (Wan's ``sinusoidal_embedding_1d``).
-
-    Parameters
-    ----------
-    timestep : Tensor, shape (B,)
-        In [0, 1000].
-    dim : int
-        Even width.
-
-    Returns
-    -------
-    Tensor, shape (B, dim), float32; computed in float64.
-    """
-    half = dim // 2
-    exponents = torch.arange(half, dtype=torch.float64, device=timestep.device) / half
-    angles = torch.outer(timestep.double(), 10_000.0**-exponents)
-    return torch.cat([angles.cos(), angles.sin()], dim=1).float()
+def offload_blocks(transformer: SkyReelsTransformer, device: torch.device) -> None:
+    """Leave the blocks' weights in host memory and bring everything else to ``device``."""
+    blocks = [block for block in transformer.blocks if isinstance(block, TransformerBlock)]
+    transformer.offload = BlockOffload(blocks, device)
+    for name, part in transformer.named_children():
+        if name != "blocks":
+            part.to(device)

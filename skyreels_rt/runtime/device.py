@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from skyreels_rt.errors import InvalidArgument
@@ -43,6 +45,15 @@ def resolve_device(device: str | torch.device) -> torch.device:
         # The current device is a setting of each thread; a model lives on one for good.
         return torch.device("cuda", torch.cuda.current_device())
     return resolved
+
+
+def device_memory(device: torch.device) -> int | None:
+    """Bytes of memory of a device, taken or not; None where it cannot be told."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    if device.type != "cpu" or not hasattr(os, "sysconf"):
+        return None
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:

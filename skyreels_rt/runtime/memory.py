@@ -26,7 +26,8 @@ class MemoryEstimate:
     Attributes
     ----------
     weights : int
-        Transformer and VAE; the encoders run before and may be elsewhere.
+        Transformer and VAE, as far as they stay on the device; the encoders run before and may be
+        elsewhere.
     timeline : int
         State of one group: latents, velocities, condition channels, audio keys and values or
         their folds.
@@ -37,6 +38,10 @@ class MemoryEstimate:
     residuals : int
         What a step cache keeps of the blocks, for all windows and guidance passes of a group. It
         has no say in the horizon: switching a cache on must not change the windows.
+    host : int
+        Weights that stay in host memory; no part of the total.
+    available : int or None
+        Memory of the device; None where it is not known.
     """
 
     weights: int
@@ -44,6 +49,32 @@ class MemoryEstimate:
     vae_cache: int
     activations: int
     residuals: int = 0
+    host: int = 0
+    available: int | None = None
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether the total is within the device's memory; None where that is not known."""
+        return None if self.available is None else self.total <= self.available
+
+    def describe(self) -> str:
+        """A line for each owner, and whether it fits, as text."""
+        owners = {
+            "weights": self.weights,
+            "timeline": self.timeline,
+            "vae cache": self.vae_cache,
+            "activations": self.activations,
+            "residuals": self.residuals,
+            "total": self.total,
+        }
+        if self.host:
+            owners["host weights"] = self.host
+        if self.available is not None:
+            owners["available"] = self.available
+        lines = [f"{name:<13}{value / 2**30:10.3f} GiB" for name, value in owners.items()]
+        if self.fits is not None:
+            lines.append("fits" if self.fits else "does not fit")
+        return "\n".join(lines)
 
     @property
     def total(self) -> int:
@@ -104,7 +135,9 @@ def keeps_audio_fold(config: TransformerConfig, itemsize: int) -> bool:
     A fold takes N times the keys and values of N heads: 0.2 MiB a latent in the embedded models in
     float32, 68 MiB at Wan2.1-1.3B's sizes in bfloat16 with M = 32 tokens.
     """
-    if config.audio is None or config.audio.num_tokens >= config.head_dim:
+    if config.audio is None or config.audio.kind != "own_query":
+        return False
+    if config.audio.num_tokens >= config.head_dim:
         return False
     return _fold_bytes(config, itemsize) <= KEPT_FOLD_BYTES
 

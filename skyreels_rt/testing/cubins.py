@@ -65,6 +65,8 @@ def compile_all(ops: list[str] | None = None) -> Iterator[Cubin]:
         module = importlib.import_module(f"skyreels_rt.kernels.triton.{op}")
         for kernel, signature, constants, num_warps in module.AOT:
             for arch in ARCHITECTURES:
+                if arch < getattr(module, "MIN_CAPABILITY", 0):
+                    continue
                 yield _compile(op, kernel, signature, constants, num_warps, arch)
 
 

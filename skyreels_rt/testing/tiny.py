@@ -7,6 +7,7 @@ native family, so everything but the picture's content is real.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -162,23 +163,40 @@ def write_tiny_model(folder: Path, tiny: TinyModel | None = None) -> None:
 
 
 def randomise(module: nn.Module, seed: int) -> None:
-    """Fill every parameter of ``module`` with seeded values that keep activations near unit size.
+    """Fill every parameter of ``module`` with the values of :func:`random_tensors`."""
+    shapes = {name: tuple(value.shape) for name, value in module.named_parameters()}
+    values = random_tensors(shapes, seed)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            parameter.copy_(values[name])
+
+
+def random_tensors(shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, torch.Tensor]:
+    """Seeded weights that keep activations near unit size, float32.
 
     Weights get variance 1 / fan-in; norm gains stay near 1; biases, modulation tables and other
     vectors are small but never zero, so that no path of the model is dead. The global random state
     is not touched.
+
+    Parameters
+    ----------
+    shapes : mapping of str to tuple of int
+        Names and shapes; the names tell what a tensor is for.
+    seed : int
+        The same seed gives the same values, in whatever order the names come.
     """
     generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in sorted(module.named_parameters()):
-            values = torch.randn(parameter.shape, generator=generator)
-            if parameter.ndim >= 2 and "modulation" not in name:
-                values /= math.sqrt(parameter[0].numel())
-            elif name.endswith(("weight", "gamma")):
-                values = 1 + 0.1 * values
-            else:
-                values *= 0.1
-            parameter.copy_(values)
+    tensors: dict[str, torch.Tensor] = {}
+    for name, shape in sorted(shapes.items()):
+        values = torch.randn(shape, generator=generator)
+        if len(shape) >= 2 and "modulation" not in name:
+            values /= math.sqrt(math.prod(shape[1:]))
+        elif name.endswith(("weight", "gamma")):
+            values = 1 + 0.1 * values
+        else:
+            values *= 0.1
+        tensors[name] = values
+    return tensors
 
 
 def _modules(

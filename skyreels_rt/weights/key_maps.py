@@ -49,8 +49,20 @@ _DIFFUSERS_WAN_BLOCK: dict[str, str] = {
     "ffn.net.2": "ffn.2",
 }
 
+# FantasyTalking's adapter file, of which the processor hangs on the base's cross-attention.
+_FANTASY_TALKING = re.compile(
+    r"audio_processor\.(blocks\.\d+\.cross_attn)\.processor\.([kv])_proj\.weight"
+)
+
 _DIFFUSERS_MARKS = ("condition_embedder.", "proj_out.")
 _CLIP_PREFIX = "vision_model."
+
+_POSITIONAL = "encoder.pos_conv_embed.conv"
+_WAV2VEC2: dict[str, str] = {
+    f"{_POSITIONAL}.weight_g": f"{_POSITIONAL}.parametrizations.weight.original0",
+    f"{_POSITIONAL}.weight_v": f"{_POSITIONAL}.parametrizations.weight.original1",
+}
+_WAV2VEC2_UNUSED = ("masked_spec_embed", "quantizer.", "project_q.", "project_hid.", "lm_head.")
 
 
 def diffusers_wan_key(name: str) -> str:
@@ -72,6 +84,44 @@ def diffusers_wan_key(name: str) -> str:
     if block:
         return f"blocks.{block[1]}.{_rename(block[2], _DIFFUSERS_WAN_BLOCK)}"
     return _rename(name, _DIFFUSERS_WAN_TOP)
+
+
+def fantasy_talking_key(name: str) -> str:
+    """Our name of a tensor of FantasyTalking's adapter; other names come back unchanged.
+
+    Parameters
+    ----------
+    name : str
+        ``proj_model.*``, or ``audio_processor.blocks.N.cross_attn.processor.k_proj.weight``.
+
+    Returns
+    -------
+    str
+        ``audio_proj.*`` or ``blocks.N.cross_attn.k_audio.weight``.
+    """
+    processor = _FANTASY_TALKING.fullmatch(name)
+    if processor:
+        return f"{processor[1]}.{processor[2]}_audio.weight"
+    if name.startswith("proj_model."):
+        return f"audio_proj.{name.removeprefix('proj_model.')}"
+    return name
+
+
+def official_key(name: str) -> str:
+    """Our name of a transformer's tensor in any layout that the engine reads.
+
+    Parameters
+    ----------
+    name : str
+        Name in the layout of Wan2.1 and MultiTalk (ours), of diffusers, or of FantasyTalking's
+        adapter.
+
+    Returns
+    -------
+    str
+        Our name; unknown names come back unchanged.
+    """
+    return diffusers_wan_key(fantasy_talking_key(name))
 
 
 def uses_diffusers_names(keys: Iterable[str]) -> bool:
@@ -130,6 +180,26 @@ def whisper_encoder_key(name: str) -> str | None:
     if name.startswith(("decoder.", "proj_out.")):
         return None
     return name.removeprefix("encoder.")
+
+
+def wav2vec2_key(name: str) -> str | None:
+    """Name in transformers' ``Wav2Vec2Model`` of a tensor of any wav2vec2 checkpoint.
+
+    Parameters
+    ----------
+    name : str
+        Name in the checkpoint, with or without the prefix of a model with a head; the weight norm
+        of the positional convolution under torch's old or new names.
+
+    Returns
+    -------
+    str or None
+        None for heads, quantiser and mask vector, which the engine does not use.
+    """
+    name = name.removeprefix("wav2vec2.")
+    if name.startswith(_WAV2VEC2_UNUSED):
+        return None
+    return _rename(name, _WAV2VEC2)
 
 
 def _rename(name: str, table: dict[str, str]) -> str:

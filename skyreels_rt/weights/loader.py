@@ -10,33 +10,26 @@ import contextlib
 import hashlib
 import json
 import os
-import re
 import secrets
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import cast
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from skyreels_rt.config import read_json
 from skyreels_rt.errors import InvalidArgument, ModelError, NonFinite, OutputError, WeightsMismatch
+from skyreels_rt.weights.files import (
+    FILE_NAME,
+    StoredTensor,
+    read_checkpoint,
+    reading_safetensors,
+)
 from skyreels_rt.weights.key_maps import uses_diffusers_names
 
-STEMS = ("diffusion_pytorch_model", "model")
-"""File stems that hold a component's weights, in order of preference."""
-
-PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"})
-"""Suffixes of pickled checkpoints, which are named in errors and never opened."""
-
-# One plain ASCII file name: no separator, drive letter, NUL or leading dot can pass.
-FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*\.safetensors")
-
-_COMPUTE_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _FLOAT_CODES = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"})
 _EXACT_CODES = {
     torch.int64: "I64",
@@ -48,14 +41,8 @@ _EXACT_CODES = {
 }
 
 
-@dataclass(frozen=True)
-class _Stored:
-    """Header entry of one tensor: its name, its file, its shape and safetensors' dtype code."""
-
-    name: str
-    file: Path
-    shape: tuple[int, ...]
-    code: str
+Merge = Callable[[str, Tensor], Tensor]
+"""From our name of a tensor and the tensor as stored, placed, to the tensor to load."""
 
 
 def load_weights(
@@ -65,6 +52,8 @@ def load_weights(
     device: torch.device | str,
     dtype: torch.dtype | None,
     key_map: Callable[[str], str | None] | None = None,
+    merge: Merge | None = None,
+    on_bytes: Callable[[int, int], None] | None = None,
 ) -> None:
     """Fill every parameter and persistent buffer of ``module`` from the checkpoint in ``folder``.
 
@@ -88,6 +77,11 @@ def load_weights(
         and boolean tensors never change theirs.
     key_map : callable, optional
         Our name for a name of the file, or None to leave that tensor out.
+    merge : callable, optional
+        Changes tensors before they are cast, such as
+        :meth:`skyreels_rt.weights.lora.LoraStack.merge`.
+    on_bytes : callable, optional
+        Called after every tensor with the bytes of the files read so far and in all.
 
     Raises
     ------
@@ -100,23 +94,72 @@ def load_weights(
     NonFinite
         A tensor holds NaN or infinity, or overflows in ``dtype``; ``module`` is partly filled.
     """
-    device = torch.device(device)
-    stored = _read_headers(_weight_files(folder))
-    wanted = _own_tensors(module)
-    plan = _match(folder, stored, wanted, key_map)
-    _settle_buffers(module, wanted, device)
+    plan_weights(module, folder, dtype=dtype, key_map=key_map, merge=merge).fill(device, on_bytes)
 
-    names_of: dict[int, list[str]] = {}
-    for name, tensor in wanted.items():
-        names_of.setdefault(id(tensor), []).append(name)
-    filled: dict[int, str] = {}
-    for target, value in _stream(plan, wanted, device, dtype):
-        old = wanted[target]
-        if id(old) in filled:
-            _require_equal(module, filled[id(old)], target, value)
-            continue
-        filled[id(old)] = target
-        _fill(module, names_of[id(old)], old, value)
+
+@dataclass(frozen=True)
+class WeightsPlan:
+    """A module and the stored tensors that fit it; nothing is read or placed yet.
+
+    Attributes
+    ----------
+    module : nn.Module
+        Model to fill.
+    entries : dict of str to StoredTensor
+        Stored tensor of each of the module's names.
+    dtype, merge
+        As :func:`load_weights` takes them.
+    """
+
+    module: nn.Module
+    entries: dict[str, StoredTensor]
+    dtype: torch.dtype | None
+    merge: Merge | None
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes to read from the files."""
+        return sum(entry.num_bytes for entry in self.entries.values())
+
+    def fill(
+        self, device: torch.device | str, on_bytes: Callable[[int, int], None] | None = None
+    ) -> None:
+        """Fill the module on ``device``; raises like :func:`load_weights` does."""
+        module, device = self.module, torch.device(device)
+        wanted = _own_tensors(module)
+        _settle_buffers(module, wanted, device)
+        names_of: dict[int, list[str]] = {}
+        for name, tensor in wanted.items():
+            names_of.setdefault(id(tensor), []).append(name)
+        filled: dict[int, str] = {}
+        total, done = self.num_bytes, 0
+        for target, value in _stream(self, wanted, device):
+            old = wanted[target]
+            done += self.entries[target].num_bytes
+            if on_bytes is not None:
+                on_bytes(done, total)
+            if id(old) in filled:
+                _require_equal(module, filled[id(old)], target, value)
+                continue
+            filled[id(old)] = target
+            _fill(module, names_of[id(old)], old, value)
+
+
+def plan_weights(
+    module: nn.Module,
+    folder: Path,
+    *,
+    dtype: torch.dtype | None,
+    key_map: Callable[[str], str | None] | None = None,
+    merge: Merge | None = None,
+) -> WeightsPlan:
+    """Compare the headers of the checkpoint in ``folder`` with ``module``; nothing else is read.
+
+    Parameters and errors are those of :func:`load_weights`. A model of several checkpoints plans
+    them all before the first is placed.
+    """
+    stored = read_checkpoint(folder)
+    return WeightsPlan(module, _match(folder, stored, _own_tensors(module), key_map), dtype, merge)
 
 
 def save_weights(
@@ -187,26 +230,6 @@ def _index_text(names: list[str], parts: list[dict[str, Tensor]]) -> str:
     return json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2)
 
 
-def stored_dtype(folder: Path) -> torch.dtype | None:
-    """Type of most of a checkpoint's numbers, from its headers; None if models do not run in it.
-
-    Parameters
-    ----------
-    folder : Path
-        A component's folder.
-
-    Raises
-    ------
-    ModelError
-        There are no readable weights.
-    """
-    sizes: dict[str, int] = {}
-    for entry in _read_headers(_weight_files(folder)).values():
-        sizes[entry.code] = sizes.get(entry.code, 0) + prod(entry.shape)
-    most = max(sizes, key=lambda code: sizes[code], default="")
-    return _COMPUTE_DTYPES.get(most)
-
-
 def weights_fingerprint(module: nn.Module) -> str:
     """SHA-256 over names, dtypes, shapes and bytes of everything ``module`` would save.
 
@@ -236,129 +259,14 @@ def _own_tensors(module: nn.Module) -> dict[str, Tensor]:
     return {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    """Find and check the safetensors files that make up the checkpoint in ``folder``."""
-    names = {f"{stem}.safetensors{tail}" for stem in STEMS for tail in ("", ".index.json")}
-    found = sorted(name for name in names if (folder / name).is_file())
-    if len({name.partition(".")[0] for name in found}) > 1:
-        raise ModelError(
-            f"{folder}: two checkpoints here, {' and '.join(found)}.",
-            stage="load",
-            hint="Remove the one that is not meant.",
-        )
-    for stem in STEMS:
-        single = folder / f"{stem}.safetensors"
-        if single.is_symlink() or single.is_file():
-            return [_inside(folder, single.name)]
-        index = folder / f"{stem}.safetensors.index.json"
-        if index.is_symlink() or index.is_file():
-            return _indexed_files(folder, index.name)
-    if not folder.is_dir():
-        raise ModelError(f"{folder}: no such model folder.", stage="load")
-    pickled = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in PICKLE_SUFFIXES)
-    if pickled:
-        raise ModelError(
-            f"{folder}: only pickled weights here ({', '.join(pickled)}).",
-            stage="load",
-            hint="Pickled files can run code and are never read at run time; convert them to "
-            "safetensors first.",
-        )
-    raise ModelError(
-        f"{folder}: no weights found.",
-        stage="load",
-        hint=f"Expected {' or '.join(f'{stem}.safetensors' for stem in STEMS)}, or its "
-        ".index.json with shards.",
-    )
-
-
-def _indexed_files(folder: Path, index_name: str) -> list[Path]:
-    """Shards listed in the index file, each checked before any of them is opened."""
-    index = folder / index_name
-    _inside(folder, index_name)
-    try:
-        weight_map = read_json(index).get("weight_map")
-    except RecursionError as error:
-        raise ModelError(f"{index}: nested too deeply.", stage="load") from error
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise ModelError(f"{index}: expected an object 'weight_map' with file names.", stage="load")
-    for entry in weight_map.values():
-        if not isinstance(entry, str) or not FILE_NAME.fullmatch(entry):
-            raise ModelError(
-                f"{index}: {entry!r} is not the plain name of a .safetensors file.",
-                stage="load",
-                hint="Shards lie beside their index and are named without folders.",
-            )
-    return [_inside(folder, name) for name in sorted(set(weight_map.values()))]
-
-
-def _inside(folder: Path, name: str) -> Path:
-    """``folder / name`` with links resolved, or a ModelError if it leads out of the folder."""
-    base = folder.resolve()
-    try:
-        path = (base / name).resolve(strict=True)
-    except (OSError, RuntimeError) as error:
-        raise ModelError(f"{folder / name}: no such file.", stage="load") from error
-    roots = [base]
-    # A hub cache keeps files once, in blobs/, and links to them from snapshots/<revision>/.
-    roots += [p.parent / "blobs" for p in (base, *base.parents) if p.name == "snapshots"]
-    if not any(path.is_relative_to(root) for root in roots):
-        raise ModelError(
-            f"{folder / name}: links to a file outside its folder.",
-            stage="load",
-            hint="Copy the file into the model folder.",
-        )
-    if not path.is_file():
-        raise ModelError(f"{folder / name}: not a regular file.", stage="load")
-    return path
-
-
-@contextlib.contextmanager
-def _reading(file: Path) -> Iterator[None]:
-    """Turn whatever safetensors says about a damaged file into a ModelError that names it."""
-    try:
-        yield
-    except (SafetensorError, OSError, RuntimeError, ValueError, OverflowError) as error:
-        raise ModelError(
-            f"{file}: not a readable safetensors file ({error}).",
-            stage="load",
-            hint="Fetch or convert the file again.",
-        ) from error
-
-
-def _read_headers(files: list[Path]) -> dict[str, _Stored]:
-    """Every tensor of ``files`` by its stored name; nothing but headers is read."""
-    found: dict[str, _Stored] = {}
-    for file in files:
-        with _reading(file):
-            entries = _header(file)
-        for entry in entries:
-            if entry.name in found:
-                first = found[entry.name].file
-                raise ModelError(
-                    f"{entry.name}: stored twice, in {first} and in {file}.", stage="load"
-                )
-            found[entry.name] = entry
-    return found
-
-
-def _header(file: Path) -> list[_Stored]:
-    """Entries of one file, sorted by name."""
-    with safe_open(file, framework="pt") as handle:
-        slices = {name: handle.get_slice(name) for name in sorted(handle.keys())}
-        return [
-            _Stored(name, file, tuple(part.get_shape()), part.get_dtype())
-            for name, part in slices.items()
-        ]
-
-
 def _match(
     folder: Path,
-    stored: dict[str, _Stored],
+    stored: dict[str, StoredTensor],
     wanted: dict[str, Tensor],
     key_map: Callable[[str], str | None] | None,
-) -> dict[str, _Stored]:
+) -> dict[str, StoredTensor]:
     """Pair each of the module's names with a stored tensor, or name every fault in an error."""
-    plan: dict[str, _Stored] = {}
+    plan: dict[str, StoredTensor] = {}
     unexpected: list[str] = []
     misshaped: list[str] = []
     for name, entry in stored.items():
@@ -384,7 +292,7 @@ def _match(
     return plan
 
 
-def _misfit(label: str, entry: _Stored, tensor: Tensor) -> list[str]:
+def _misfit(label: str, entry: StoredTensor, tensor: Tensor) -> list[str]:
     """Say what is wrong with the shape and kind of dtype of ``entry``, in zero or one line."""
     expected_code = _EXACT_CODES.get(tensor.dtype)
     kind_fits = entry.code in _FLOAT_CODES if expected_code is None else entry.code == expected_code
@@ -415,31 +323,31 @@ def _mismatch(
 
 
 def _stream(
-    plan: dict[str, _Stored],
-    wanted: dict[str, Tensor],
-    device: torch.device,
-    dtype: torch.dtype | None,
+    plan: WeightsPlan, wanted: dict[str, Tensor], device: torch.device
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield every name of ``plan`` with its tensor, placed, cast and finite, file by file."""
+    entries, dtype = plan.entries, plan.dtype
     by_file: dict[Path, list[str]] = {}
-    for target, entry in plan.items():
+    for target, entry in entries.items():
         by_file.setdefault(entry.file, []).append(target)
     for file, targets in by_file.items():
         with contextlib.ExitStack() as stack:
-            with _reading(file):
+            with reading_safetensors(file):
                 handle = stack.enter_context(safe_open(file, framework="pt"))
             for target in targets:
                 old = wanted[target]
-                with _reading(file):
-                    source = cast("Tensor", handle.get_tensor(plan[target].name))
+                with reading_safetensors(file):
+                    source = cast("Tensor", handle.get_tensor(entries[target].name))
                 value_dtype = dtype if dtype and old.is_floating_point() else old.dtype
+                if plan.merge is not None:
+                    source = plan.merge(target, source.to(device))
                 # A copy in any case: the source maps the file, which may be rewritten under it.
                 value = torch.empty(old.shape, dtype=value_dtype, device=device).copy_(source)
-                _require_finite(plan[target], value)
+                _require_finite(entries[target], value)
                 yield target, value
 
 
-def _require_finite(entry: _Stored, value: Tensor) -> None:
+def _require_finite(entry: StoredTensor, value: Tensor) -> None:
     """Raise NonFinite if ``value`` holds NaN or infinity."""
     if not value.is_floating_point() or not value.numel():
         return

@@ -45,3 +45,13 @@ def test_refuses(num_steps, shift, argument):
     with pytest.raises(InvalidArgument) as caught:
         FlowSchedule(num_steps, shift)
     assert caught.value.argument == argument
+
+
+def test_multitalks_spacing_ends_at_timestep_one():
+    # SkyReels-V3: linspace(1000, 1, 4), then 0, each shifted by 11.
+    schedule = FlowSchedule(4, 11.0, "to_timestep_1")
+    even = [1.0, 0.667, 0.334, 0.001]
+    expected = [*(1000 * 11 * s / (1 + 10 * s) for s in even)]
+    assert schedule.timesteps == pytest.approx(expected)
+    assert schedule.sigmas[-1] == 0.0
+    assert FlowSchedule(1, 11.0, "to_timestep_1").sigmas == (1.0, 0.0)

@@ -18,6 +18,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from skyreels_rt.cli import app
+from skyreels_rt.errors import InvalidArgument
+from skyreels_rt.terminal import parse_loras
 from skyreels_rt.testing.tiny import TinyModel, write_tiny_model
 
 SMALL = TinyModel().with_generation(height=32, width=32, window=5, overlap=2, num_steps=1)
@@ -313,3 +315,15 @@ def test_kill_leaves_nothing_under_the_final_name(inputs, moment):
     assert (inputs / "out" / "x.mp4").read_bytes() == b"precious"
     again, _ = run("tiny-random", inputs, output=inputs / "out" / "x.mp4", steps=1)
     assert again.exit_code == 0, again.output
+
+
+@pytest.mark.parametrize(("text", "scale"), [("a=b.safetensors=0.5", 0.5), ("a.safetensors", 1.0)])
+def test_loras_are_files_with_a_scale(text, scale):
+    (lora,) = parse_loras([text])
+    assert (str(lora.path), lora.scale) == (text.removesuffix("=0.5"), scale)
+
+
+@pytest.mark.parametrize("text", ["a.safetensors=x", "a.safetensors=", "a.safetensors=nan"])
+def test_a_lora_scale_that_is_no_number(text):
+    with pytest.raises(InvalidArgument, match="lora"):
+        parse_loras([text])

@@ -1,6 +1,7 @@
 """A folder put together from what diffusers and transformers themselves save."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 import skyreels_rt as rt
 from skyreels_rt.config import GenerationConfig, config_to_dict
+from skyreels_rt.presets import PRESETS
 from skyreels_rt.testing.tiny import randomise
 
 IMAGE_DIM, TEXT_DIM = 32, 48
@@ -124,3 +126,32 @@ def test_the_session_hands_image_tokens_on(folder, monkeypatch):
     encode = engine.components.image_encoder.encode
     monkeypatch.setattr(engine.components.image_encoder, "encode", lambda image: -encode(image))
     assert (engine.generate(np.zeros(8_000, np.float32), **options).frames != base).any()
+
+
+@pytest.mark.peer
+def test_a_folder_of_diffusers_pipeline_loads_as_it_is(folder, tmp_path):
+    """``WanImageToVideoPipeline.save_pretrained``: no file of ours, entries we do not use."""
+    path = tmp_path / "wan"
+    shutil.copytree(folder, path, ignore=shutil.ignore_patterns("generation_config.json"))
+    index = json.loads((path / "model_index.json").read_text())
+    index |= {
+        "_class_name": "WanImageToVideoPipeline",
+        "_diffusers_version": "0.33.0",
+        "scheduler": ["diffusers", "UniPCMultistepScheduler"],
+        "image_processor": ["transformers", "CLIPImageProcessor"],
+    }
+    (path / "model_index.json").write_text(json.dumps(index))
+    engine = rt.Engine.from_pretrained(path)
+    assert engine.components.generation == PRESETS["wan2.1-i2v"].generation
+    frames = engine.generate(
+        np.zeros(4_000, np.float32), sample_rate=16_000, image=np.zeros((32, 32, 3), np.uint8),
+        height=32, width=32, num_steps=1, text_guidance_scale=1.0,
+    ).frames  # fmt: skip
+    assert frames.shape == (4, 32, 32, 3)
+
+
+@pytest.mark.parametrize("name", ["StableDiffusionPipeline", None, ["WanPipeline"], 3])
+def test_other_pipelines_are_refused(tmp_path, name):
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": name}))
+    with pytest.raises(rt.SkyReelsError, match="_class_name"):
+        rt.Engine.from_pretrained(tmp_path)

@@ -1,6 +1,7 @@
 """Model folders: what is written loads again, and every defect is named."""
 
 import json
+import re
 import shutil
 import sys
 from dataclasses import replace
@@ -8,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import skyreels_rt as rt
 from skyreels_rt import errors
@@ -59,7 +61,7 @@ def test_no_pickle_and_no_socket_while_loading_and_running(folder, native):
 @pytest.mark.parametrize(
     ("file", "changes", "named"),
     [
-        ("model_index.json", {"_class_name": "WanPipeline"}, "WanPipeline"),
+        ("model_index.json", {"_class_name": "FluxPipeline"}, "FluxPipeline"),
         ("model_index.json", {"transformer": ["evil", "RunThis"]}, "RunThis"),
         ("model_index.json", {"vae": None}, "vae"),
         ("model_index.json", {"text_encoder": ...}, "text_encoder"),
@@ -191,3 +193,16 @@ def test_a_base_is_a_plain_name(folder, base):
 def test_a_base_that_lacks_a_component_too_is_named(folder):
     with pytest.raises(errors.ModelError, match="nowhere"):
         rt.Engine.from_pretrained(share(folder, base="nowhere"))
+
+
+@pytest.mark.parametrize("component", ["vae", "text_encoder", "audio_encoder"])
+def test_every_component_is_checked_before_a_weight_is_placed(folder, component):
+    file = folder / component / "model.safetensors"
+    tensors = load_file(file)
+    lost = max(tensors)
+    del tensors[lost]
+    save_file(tensors, file)
+    placed = []
+    with pytest.raises(errors.WeightsMismatch, match=re.escape(lost)):
+        rt.Engine.from_pretrained(folder, on_progress=placed.append)
+    assert placed == []

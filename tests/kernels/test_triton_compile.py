@@ -25,7 +25,8 @@ def test_kernels_compile_without_spills(op: str) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     cubins = [json.loads(line) for line in done.stdout.splitlines()]
-    assert {cubin["arch"] for cubin in cubins} == {80, 90}
+    needs_e4m3 = "quantize" in op  # sm_80 has no conversions to it
+    assert {cubin["arch"] for cubin in cubins} == ({90} if needs_e4m3 else {80, 90})
     spilled = [cubin for cubin in cubins if cubin["spilled_bytes"]]
     assert not spilled, spilled
     assert all(cubin["vector_loads"] for cubin in cubins), cubins

@@ -12,8 +12,9 @@ from skyreels_rt.options import GenerateOptions, LiveOptions
 NAMES = [
     "AsyncSession", "Engine", "FrameChunk", "GenerateOptions", "GenerationSummary", "Health",
     "Interruption",
-    "LiveOptions", "LiveSession", "MagCache", "MemoryEstimate", "Progress", "SkyReelsError",
-    "StepMask", "TeaCache", "Video", "__version__",
+    "LiveOptions", "LiveSession", "LoadProgress", "Lora", "MagCache",
+    "MemoryEstimate", "Progress", "QuantPolicy", "SkyReelsError", "StepMask", "TeaCache", "Video",
+    "__version__",
 ]  # fmt: skip
 
 AUDIO = "(self, audio: 'str | Path | NDArray[Any]', **options: 'Unpack[GenerateOptions]')"
@@ -27,7 +28,9 @@ ENGINE = {
         "(model: 'str | Path', *, device: 'str | torch.device' = 'auto', "
         "dtype: 'str | torch.dtype' = 'auto', "
         "kernels: \"Literal['auto', 'reference'] | Mapping[str, str]\" = 'auto', "
-        "max_sessions: 'int' = 64) -> 'Engine'"
+        "quantization: 'str | QuantPolicy | None' = None, offload: 'bool' = False, "
+        "max_sessions: 'int' = 64, loras: 'Sequence[Lora]' = (), revision: 'str | None' = None, "
+        "offline: 'bool' = False, on_progress: 'LoadCallback | None' = None) -> 'Engine'"
     ),
     "generate": f"{AUDIO} -> 'Video'",
     "generate_file": AUDIO.replace("(self, ", "(self, path: 'str | Path', ")
@@ -43,8 +46,9 @@ ENGINE = {
 }
 
 OPTIONS = {
-    "audio_guidance_scale", "cancel", "edit_mask", "guidance_form", "height", "horizon", "image",
-    "negative_prompt", "num_steps", "on_progress", "prompt", "sample_rate", "seed", "shift",
+    "audio_guidance_scale", "cancel", "color_correction", "color_reference", "edit_mask",
+    "guidance_form", "height", "horizon", "image", "long_form", "negative_prompt", "num_steps",
+    "on_progress", "prompt", "sample_rate", "seed", "shift",
     "solver", "teacache", "text_guidance_scale", "video", "width",
 }  # fmt: skip
 
@@ -53,10 +57,11 @@ GENERATE_FLAGS = {
     "--negative-prompt", "--steps",
     "--guidance-form", "--text-guidance-scale", "--audio-guidance-scale", "--solver",
     "--shift", "--height", "--width", "--horizon", "--seed", "--device", "--dtype", "--kernels",
-    "--json", "--teacache", "--magcache",
+    "--json", "--teacache", "--magcache", "--color-correction", "--long-form", "--lora",
+    "--quantization", "--offload",
 }  # fmt: skip
 
-LIVE_OPTIONS = (OPTIONS - {"cancel", "on_progress", "sample_rate"}) | {
+LIVE_OPTIONS = (OPTIONS - {"cancel", "long_form", "on_progress", "sample_rate"}) | {
     "idle", "max_ahead_s", "on_full",
 }  # fmt: skip
 
@@ -83,6 +88,7 @@ EVAL_FLAGS = {
 CALIBRATE_FLAGS = {
     "--clips", "--image", "--audio", "--steps", "--output", "--device", "--dtype", "--kernels",
 }  # fmt: skip
+CONVERT_FLAGS = {"--adapter", "--audio-encoder", "--preset", "--copy"}
 TRAIN_FLAGS = {"--data", "--recipe", "--stage", "--until", "--without"}
 
 
@@ -105,14 +111,15 @@ def test_command_line():
     command = typer.main.get_command(cli.app)
     assert set(command.commands) == {
         "generate", "stream", "serve", "doctor", "bench", "eval", "calibrate", "train", "data",
+        "estimate", "convert",
     }  # fmt: skip
     assert set(command.commands["bench"].commands) == {
-        "data", "kernels", "step", "stream", "teacache",
+        "data", "kernels", "quantization", "step", "stream", "teacache",
     }  # fmt: skip
     assert set(command.commands["data"].commands) == {"build", "draw"}
     for name, expected in (
         ("generate", GENERATE_FLAGS), ("eval", EVAL_FLAGS), ("train", TRAIN_FLAGS),
-        ("calibrate", CALIBRATE_FLAGS),
+        ("calibrate", CALIBRATE_FLAGS), ("convert", CONVERT_FLAGS),
     ):  # fmt: skip
         flags = {o for p in command.commands[name].params for o in p.opts if o.startswith("--")}
         assert flags - {"--help"} == expected
@@ -137,7 +144,10 @@ MEMBERS = {
         "fps", "num_frames", "rtf", "seconds", "seed", "settings", "stage_seconds",
         "steps",
     ],
-    "MemoryEstimate": ["activations", "residuals", "timeline", "total", "vae_cache", "weights"],
+    "MemoryEstimate": [
+        "activations", "available", "describe", "fits", "host", "residuals", "timeline", "total",
+        "vae_cache", "weights",
+    ],
     "Progress": ["done", "frames", "stage", "total"],
     "Video": ["audio", "duration", "fps", "frames", "num_frames", "sample_rate", "save", "steps"],
 }  # fmt: skip
@@ -156,5 +166,6 @@ def test_kernel_names():
         "AttentionBackend", "AudioFold", "Impl", "KernelPlan", "absorbed_audio_attention",
         "audio_cross_attention", "blf_step", "blf_velocity", "dense_attention",
         "fold_audio_projections", "frames_to_uint8", "gate_residual_norm_modulate", "norm_modulate",
-        "qk_norm_rope", "residual_apply", "residual_store", "rms_norm_silu", "teacache_gate",
+        "norm_modulate_quantize", "qk_norm_rope", "quantize_rows", "residual_apply",
+        "residual_store", "rms_norm_silu", "teacache_gate",
     ]  # fmt: skip

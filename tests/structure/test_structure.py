@@ -18,9 +18,9 @@ MAX_FILE_LINES, MAX_FUNCTION_LINES = 600, 100
 RANKS = [
     {"__main__"},
     {"cli"},
-    {"cli_live", "cli_data"},
+    {"cli_convert", "cli_live", "cli_weights", "cli_data"},
     {"terminal", "held_out", "serve"},
-    {"bench", "doctor", "training", "calibration"},
+    {"bench", "doctor", "training", "calibration", "conversion"},
     {"data"},
     {"evaluation"},
     {"streaming"},
@@ -28,20 +28,22 @@ RANKS = [
     {"pretrained", "scene", "estimate"},
     {"options", "offline"},
     {"live", "progress"},
-    {"session", "testing"},
+    {"session", "continuation", "testing"},
     {"appearance", "group_need"},
-    {"components", "job"},
+    {"components", "job", "quantization"},
     {"conditioning", "diffusion", "audio"},
     {"media"},
     {"models"},
     {"weights"},
     {"runtime"},
     {"kernels"},
-    {"types", "errors", "env", "config"},
+    {"types", "errors", "env", "config", "continuation_config", "presets"},
 ]
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}
 SIDEWAYS = {
     ("bench", "report"), ("doctor", "report"), ("config", "errors"), ("env", "errors"),
+    ("config", "continuation_config"), ("presets", "config"), ("presets", "errors"),
+    ("presets", "continuation_config"), ("continuation_config", "errors"),
     ("bench", "training"),  # the corpus of the data pipeline is drawn
     ("pretrained", "testing"),  # "tiny-random" is a model like any other, loaded lazily
     ("testing", "kernels"),
@@ -200,13 +202,28 @@ def unsafe_call(node):
             yield f"{keyword.arg}=True"
 
 
+UNPICKLER = "skyreels_rt.conversion.unpickle"
+
+
 def test_nothing_unsafe_in_the_package():
     found = [
         f"{module_name(path)}: {what}"
         for path in python_files()
+        if module_name(path) != UNPICKLER
         for what in unsafe(ast.parse(path.read_text()))
     ]
     assert found == []
+
+
+def test_pickles_are_read_in_one_process_and_as_tensors_alone():
+    """The converter's child may call torch.load, with weights_only; nothing else imports it."""
+    files = {module_name(path): ast.parse(path.read_text()) for path in python_files()}
+    assert set(unsafe(files[UNPICKLER])) == {"torch.load()"}
+    for node in ast.walk(files[UNPICKLER]):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
+            assert "weights_only=True" in ast.unparse(node)
+    importers = [name for name, tree in files.items() if UNPICKLER in imported_modules(tree)]
+    assert importers == []
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import sys
 
 import pytest
@@ -10,7 +11,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from skyreels_rt.errors import ModelError, NonFinite, SkyReelsError, WeightsMismatch
-from skyreels_rt.weights.loader import load_weights, save_weights, stored_dtype
+from skyreels_rt.weights.files import stored_dtype
+from skyreels_rt.weights.loader import load_weights, plan_weights, save_weights
 
 
 class Tiny(nn.Module):
@@ -453,3 +455,98 @@ def test_the_stored_type_is_that_of_most_numbers(tmp_path, dtype):
 def test_a_stored_type_that_no_model_runs_in_is_none(tmp_path):
     save_weights({"x": torch.zeros(3, dtype=torch.float64)}, tmp_path)
     assert stored_dtype(tmp_path) is None
+
+
+# ---------------------------------------------------------------- several files, one checkpoint
+
+
+def test_where_two_shards_hold_a_name_the_index_decides(tmp_path, source):
+    """Adapters that replace tensors of their base come so."""
+    state = source.state_dict()
+    folder = write(tmp_path, state | {"proj.bias": torch.zeros(3)}, "base.safetensors")
+    write(folder, {"proj.bias": state["proj.bias"]}, "adapter.safetensors")
+    base = dict.fromkeys(state, "base.safetensors")
+    index(folder, base | {"proj.bias": "adapter.safetensors"})
+    assert same_bytes(load(Tiny(), folder), source)
+    index(folder, base | {"other": "adapter.safetensors"})
+    assert torch.equal(load(Tiny(), folder).proj.bias, torch.zeros(3))
+
+
+def test_progress_in_bytes(folder, source):
+    seen = []
+    load(Tiny(), folder, on_bytes=lambda done, total: seen.append((done, total)))
+    stored = {id(t): t for t in source.state_dict(keep_vars=True).values()}
+    total = sum(t.numel() * t.itemsize for t in stored.values())
+    assert seen == sorted(seen)
+    assert seen[-1] == (total, total)
+
+
+def test_merge_sees_what_is_stored_and_gives_what_is_loaded(tmp_path, source):
+    state = {
+        n: t.bfloat16() if t.is_floating_point() else t for n, t in source.state_dict().items()
+    }
+    names = []
+
+    def merge(name, tensor):
+        names.append((name, tensor.dtype))
+        return tensor.float() + 1 if name == "proj.bias" else tensor
+
+    module = load(Tiny(), write(tmp_path, state), merge=merge)
+    assert torch.equal(module.proj.bias, state["proj.bias"].float() + 1)
+    assert torch.equal(module.proj.weight, state["proj.weight"].float())
+    assert ("proj.bias", torch.bfloat16) in names
+
+
+def test_a_plan_reads_headers_only(folder, source):
+    """All of a model's files can be checked before a byte is placed."""
+    with torch.device("meta"):
+        module = Tiny()
+    plan = plan_weights(module, folder, dtype=torch.float32)
+    assert all(parameter.is_meta for parameter in module.parameters())
+    plan.fill("cpu")
+    assert same_bytes(module, source)
+
+
+PEAK = """
+import resource, sys
+from pathlib import Path
+import torch
+from torch import nn
+from skyreels_rt.weights.loader import load_weights
+
+def build():
+    return nn.ModuleList(nn.Linear({width}, {width}, bias=False) for _ in range({count}))
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+load_weights(nn.Linear(1, 1), Path(sys.argv[1]) / "warm", device="cpu", dtype=torch.float32)
+with torch.device("meta"):
+    module = build()
+Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+before = resident()
+load_weights(module, Path(sys.argv[1]) / "model", device="cpu", dtype=torch.bfloat16)
+peak = int(next(
+    line.split()[1] for line in Path("/proc/self/status").read_text().splitlines()
+    if line.startswith("VmHWM")
+)) * 1024
+print(peak - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_the_peak_is_the_model_and_one_shard(tmp_path):
+    """In the large: a shard and 1 GB above what is placed. Here one of four shards and 12 MB."""
+    width, count, shards = 1024, 16, 4
+    stored = 4 * width * width * count
+    save_weights(nn.Linear(1, 1).state_dict(), tmp_path / "warm")
+    state = {f"{i}.weight": torch.full((width, width), float(i)) for i in range(count)}
+    save_weights(state, tmp_path / "model", max_shard_bytes=stored / shards)
+    assert len(list((tmp_path / "model").glob("*.safetensors"))) == shards
+    script = PEAK.format(width=width, count=count)
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", script, str(tmp_path)],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    peak, placed = int(done.stdout), stored / 2
+    assert placed / 2 < peak < placed + stored / shards + 12e6

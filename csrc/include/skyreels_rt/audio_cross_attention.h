@@ -29,6 +29,27 @@ struct AudioCrossAttentionParams {
   DType dtype;
 };
 
+// Fills in what both libraries take as arrays: sizes B, F, P, M, N, K and the ten strides, in the
+// order of the fields.
+inline void set_layout(AudioCrossAttentionParams& p, const int64_t* sizes, const int64_t* strides) {
+  p.batch = sizes[0];
+  p.frames = sizes[1];
+  p.patches = sizes[2];
+  p.tokens = sizes[3];
+  p.num_heads = sizes[4];
+  p.head_dim = sizes[5];
+  p.q_stride_batch = strides[0];
+  p.q_stride_row = strides[1];
+  p.k_stride_batch = strides[2];
+  p.k_stride_frame = strides[3];
+  p.k_stride_row = strides[4];
+  p.v_stride_batch = strides[5];
+  p.v_stride_frame = strides[6];
+  p.v_stride_row = strides[7];
+  p.mask_stride_batch = strides[8];
+  p.mask_stride_frame = strides[9];
+}
+
 // Queries of one work item: few enough that their rows stay in the cache over all heads, many
 // enough that preparing keys and values is cheap beside them.
 constexpr int64_t kAudioTile = 256;

@@ -1,0 +1,51 @@
+"""The command ``convert``: an official release becomes a model folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from skyreels_rt.terminal import byte_bar, console, errors_as_exit_codes
+
+
+def convert(
+    source: Annotated[
+        Path, typer.Argument(help="Folder of SkyReels-V3-A2V, or of Wan2.1 T2V or I2V.")
+    ],
+    target: Annotated[Path, typer.Argument(help="Model folder to make; must not exist.")],
+    *,
+    adapter: Annotated[
+        Path | None,
+        typer.Option(help="Audio part for a Wan2.1-I2V base: InfiniteTalk, MultiTalk, ..."),
+    ] = None,
+    audio_encoder: Annotated[
+        Path | None, typer.Option(help="wav2vec2 folder, where the source has none.")
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Settings to run with (the family's own).")
+    ] = None,
+    copy: Annotated[
+        bool, typer.Option("--copy", help="Copy safetensors files instead of linking them.")
+    ] = False,
+) -> None:
+    """Make a model folder of an official release; pickles are read in a process of their own."""
+    with errors_as_exit_codes():
+        from skyreels_rt.conversion.convert import convert as make
+
+        with byte_bar() as show:
+            made = make(
+                source,
+                target,
+                adapter=adapter,
+                audio_encoder=audio_encoder,
+                preset=preset,
+                link=not copy,
+                on_progress=show,
+            )
+        console.print(
+            f"{made.folder}: {made.family}, preset {made.preset}, {made.num_bytes / 1e9:.2f} GB",
+            markup=False,
+            soft_wrap=True,
+        )

@@ -1,0 +1,1 @@
+"""Turns official model folders, with their pickled encoders, into folders that the engine loads."""
