@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from skyreels_rt.audio.loudness import integrated_loudness
 from skyreels_rt.data.dependencies import package_file, require
 from skyreels_rt.data.measures import SpeechScores
 from skyreels_rt.data.shards import SAMPLE_RATE
@@ -23,7 +24,6 @@ WINDOW = 512
 
 _CONTEXT = 64
 _SPEECH = 0.5  # probability from which a window counts as speech
-_BLOCK, _HOP = 6_400, 1_600  # BS.1770: blocks of 400 ms, three quarters of it shared
 _SILENCE_LUFS = -70.0
 _MIN_PAUSES = 4  # windows without speech that a noise level is taken from
 _FLOOR = 1e-10
@@ -128,7 +128,7 @@ def clipped_share(samples: Samples) -> float:
 
 
 def loudness(samples: Samples) -> float:
-    """Gated loudness after ITU-R BS.1770-4, its weighting applied to the blocks' spectra.
+    """Gated loudness after ITU-R BS.1770.
 
     Parameters
     ----------
@@ -138,29 +138,6 @@ def loudness(samples: Samples) -> float:
     Returns
     -------
     float
-        LUFS; -70 for silence or less than a block.
+        LUFS; -70 for silence or less than 0.4 s.
     """
-    starts = range(0, len(samples) - _BLOCK + 1, _HOP)
-    if not starts:
-        return _SILENCE_LUFS
-    blocks = np.stack([samples[start : start + _BLOCK] for start in starts]).astype(np.float64)
-    spectra = np.abs(np.fft.rfft(blocks, axis=1)) ** 2 * _weighting()
-    # Parseval: all bins but the first and the last stand for two.
-    powers = (2 * spectra.sum(1) - spectra[:, 0] - spectra[:, -1]) / _BLOCK**2
-    levels = -0.691 + 10 * np.log10(powers + _FLOOR)
-    kept = powers[levels > _SILENCE_LUFS]
-    if not len(kept):
-        return _SILENCE_LUFS
-    gate = -0.691 + 10 * np.log10(kept.mean()) - 10
-    kept = powers[(levels > _SILENCE_LUFS) & (levels > gate)]
-    return float(-0.691 + 10 * np.log10(kept.mean()))
-
-
-def _weighting() -> NDArray[np.float64]:
-    """Squared response of the K-weighting filters, in their 48 kHz form, at a block's bins."""
-    z = np.exp(-2j * np.pi * np.fft.rfftfreq(_BLOCK, 1 / SAMPLE_RATE) / 48_000)
-    shelf = (1.53512485958697 - 2.69169618940638 * z + 1.19839281085285 * z**2) / (
-        1 - 1.69065929318241 * z + 0.73248077421585 * z**2
-    )
-    high_pass = (1 - 2 * z + z**2) / (1 - 1.99004745483398 * z + 0.99007225036621 * z**2)
-    return np.asarray(np.abs(shelf * high_pass) ** 2)
+    return max(_SILENCE_LUFS, integrated_loudness(samples, SAMPLE_RATE))
