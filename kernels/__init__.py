@@ -14,9 +14,13 @@ if __name__ == "skyreels_rt.kernels":
     )
     from skyreels_rt.kernels.audio_cross_attention import audio_cross_attention
     from skyreels_rt.kernels.blf_step import blf_step, blf_velocity
+    from skyreels_rt.kernels.causal_conv3d import causal_conv3d
     from skyreels_rt.kernels.dense_attention import AttentionBackend, dense_attention
     from skyreels_rt.kernels.frames_to_uint8 import frames_to_uint8
     from skyreels_rt.kernels.gate_residual_norm_modulate import gate_residual_norm_modulate
+    from skyreels_rt.kernels.gate_residual_norm_modulate_quantize import (
+        gate_residual_norm_modulate_quantize,
+    )
     from skyreels_rt.kernels.norm_modulate import norm_modulate
     from skyreels_rt.kernels.norm_modulate_quantize import norm_modulate_quantize
     from skyreels_rt.kernels.qk_norm_rope import qk_norm_rope
@@ -35,10 +39,12 @@ if __name__ == "skyreels_rt.kernels":
         "audio_cross_attention",
         "blf_step",
         "blf_velocity",
+        "causal_conv3d",
         "dense_attention",
         "fold_audio_projections",
         "frames_to_uint8",
         "gate_residual_norm_modulate",
+        "gate_residual_norm_modulate_quantize",
         "norm_modulate",
         "norm_modulate_quantize",
         "qk_norm_rope",

@@ -75,10 +75,12 @@ CANDIDATES: dict[str, tuple[Candidate, ...]] = {
     ),
     "quantize_rows": (Candidate(Impl.TRITON, "cuda", _FLOAT_OR_HALF),),
     "norm_modulate_quantize": (Candidate(Impl.TRITON, "cuda", _FLOAT_OR_HALF),),
+    "gate_residual_norm_modulate_quantize": (Candidate(Impl.TRITON, "cuda", _FLOAT_OR_HALF),),
     "rms_norm_silu": (
         Candidate(Impl.TRITON, "cuda", _FLOAT_OR_HALF),
         Candidate(Impl.CPP, "cpu", _FLOAT),
     ),
+    "causal_conv3d": (Candidate(Impl.CPP, "cpu", (torch.float32,)),),
     "audio_cross_attention": (
         Candidate(Impl.TRITON, "cuda", _FLOAT_OR_HALF),  # tensor cores; the CUDA one has none
         Candidate(Impl.CUDA, "cuda", _FLOAT_OR_HALF),
@@ -239,7 +241,9 @@ class KernelPlan:
     gate_residual_norm_modulate: Impl
     quantize_rows: Impl
     norm_modulate_quantize: Impl
+    gate_residual_norm_modulate_quantize: Impl
     rms_norm_silu: Impl
+    causal_conv3d: Impl
     audio_cross_attention: Impl
     absorbed_audio_attention: Impl
     blf_step: Impl

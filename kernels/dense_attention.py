@@ -102,6 +102,35 @@ def dense_attention(q: Tensor, k: Tensor, v: Tensor, *, backend: AttentionBacken
     return _backend_function(backend)(q, k, v)
 
 
+def dense_attention_lse(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Attend every query to every key, and say how much the keys weigh: for merging key sets.
+
+    Runs torch's own kernels, which return the log-sum-exp they have anyway. Not differentiable.
+
+    Parameters
+    ----------
+    q : Tensor, shape (B, N, L, K)
+        Queries.
+    k, v : Tensor, shape (B, N, S, K), dtype of q
+        Keys and values.
+
+    Returns
+    -------
+    out : Tensor, shape (B, N, L, K)
+        Attended values.
+    lse : Tensor, shape (B, N, L), float32
+        ``log(sum(exp(q k^T / sqrt(K))))`` over the keys.
+    """
+    aten = torch.ops.aten
+    if q.device.type == "cpu":
+        out, lse = aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)
+    elif q.dtype in (torch.bfloat16, torch.float16):
+        out, lse = aten._scaled_dot_product_flash_attention(q, k, v)[:2]
+    else:
+        out, lse = aten._scaled_dot_product_efficient_attention(q, k, v, None, True)[:2]
+    return out, lse[..., : q.shape[2]].float()
+
+
 @cache
 def _backend_function(backend: AttentionBackend) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     if backend is AttentionBackend.SDPA:

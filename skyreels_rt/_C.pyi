@@ -52,6 +52,34 @@ def blf_step(
     num_threads: int,
     isa: str = "",
 ) -> None: ...
+def causal_conv3d(
+    past: int,
+    x: int,
+    weight: int,
+    bias: int,
+    residual: int,
+    y: int,
+    batch: int,
+    channels: int,
+    out_channels: int,
+    frames: int,
+    height: int,
+    width: int,
+    taps: int,
+    doubled: bool,
+    num_threads: int,
+    isa: str = "",
+) -> None: ...
+def pack_conv_weight(
+    weight: int,
+    packed: int,
+    out_channels: int,
+    channels: int,
+    taps: int,
+    strides: tuple[int, int, int, int],
+    num_threads: int,
+    isa: str = "",
+) -> None: ...
 def frames_to_uint8(
     src: int,
     dst: int,

@@ -14,6 +14,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from skyreels_rt.distributed.parallel import Parallel
+    from skyreels_rt.distributed.workers import Timeouts
     from skyreels_rt.engine import Engine, Health
     from skyreels_rt.errors import SkyReelsError
     from skyreels_rt.live.asynchronous import AsyncSession
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from skyreels_rt.runtime.teacache import TeaCache
     from skyreels_rt.types import FrameChunk, LoadProgress, Progress
     from skyreels_rt.weights.lora import Lora
+    from skyreels_rt.worker_engine import WorkerEngine
 
 __version__ = "0.1.0"
 
@@ -45,12 +48,15 @@ __all__ = [
     "Lora",
     "MagCache",
     "MemoryEstimate",
+    "Parallel",
     "Progress",
     "QuantPolicy",
     "SkyReelsError",
     "StepMask",
     "TeaCache",
+    "Timeouts",
     "Video",
+    "WorkerEngine",
     "__version__",
 ]
 
@@ -68,12 +74,15 @@ _HOMES = {
     "Lora": "skyreels_rt.weights.lora",
     "MagCache": "skyreels_rt.runtime.magcache",
     "MemoryEstimate": "skyreels_rt.runtime.memory",
+    "Parallel": "skyreels_rt.distributed.parallel",
     "Progress": "skyreels_rt.types",
     "QuantPolicy": "skyreels_rt.quantization",
     "SkyReelsError": "skyreels_rt.errors",
     "StepMask": "skyreels_rt.runtime.step_cache",
     "TeaCache": "skyreels_rt.runtime.teacache",
+    "Timeouts": "skyreels_rt.distributed.workers",
     "Video": "skyreels_rt.media.video",
+    "WorkerEngine": "skyreels_rt.worker_engine",
 }
 
 

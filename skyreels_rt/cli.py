@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -13,10 +14,11 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from skyreels_rt import cli_convert, cli_live, cli_weights
-from skyreels_rt.cli_data import bench_data, data_app
+from skyreels_rt import cli_convert, cli_data, cli_live, cli_parallel, cli_vae, cli_weights
+from skyreels_rt.errors import InvalidArgument
 from skyreels_rt.terminal import (
     Device,
+    Devices,
     Dtype,
     JsonFile,
     Kernels,
@@ -25,25 +27,30 @@ from skyreels_rt.terminal import (
     byte_bar,
     command_line,
     console,
+    device_list,
     errors_as_exit_codes,
     parse_loras,
     report_table,
+    requested_axes,
 )
 
 if TYPE_CHECKING:
-    from skyreels_rt.engine import Engine
+    from skyreels_rt.distributed.parallel import Parallel
+    from skyreels_rt.export.exported_vae import VAERunner
     from skyreels_rt.offline import GenerationSummary
     from skyreels_rt.options import GenerateOptions
+    from skyreels_rt.pretrained import LoadOptions
     from skyreels_rt.runtime.magcache import MagCache
     from skyreels_rt.runtime.teacache import TeaCache
     from skyreels_rt.types import Progress as JobProgress
+    from skyreels_rt.video_maker import VideoMaker
 
 app = typer.Typer(
     help="Talking portraits from speech.", no_args_is_help=True, pretty_exceptions_enable=False
 )
 bench_app = typer.Typer(help="Measure; every command ends within minutes.", no_args_is_help=True)
 app.add_typer(bench_app, name="bench")
-app.add_typer(data_app, name="data")
+app.add_typer(cli_data.data_app, name="data")
 Teacache = Annotated[
     str | None, typer.Option(help='Skip steps: threshold, or "auto" for a calibrated model.')
 ]
@@ -54,9 +61,13 @@ app.command("stream")(cli_live.stream)
 app.command("serve")(cli_live.serve)
 app.command("convert")(cli_convert.convert)
 bench_app.command("stream")(cli_live.bench_stream)
-bench_app.command("data")(bench_data)
+bench_app.command("data")(cli_data.bench_data)
+app.add_typer(cli_vae.export_app, name="export")
+bench_app.command("vae")(cli_vae.bench_vae)
 app.command("estimate")(cli_weights.estimate)
 bench_app.command("quantization")(cli_weights.bench_quantization)
+bench_app.command("parallel")(cli_parallel.bench_parallel)
+bench_app.command("scaling")(cli_parallel.bench_scaling)
 
 
 @app.command()
@@ -93,13 +104,20 @@ def generate(
     quantization: cli_weights.Quantization = None,
     offload: cli_weights.Offload = False,
     device: Device = "auto",
+    devices: Devices = None,
     dtype: Dtype = "auto",
     kernels: Kernels = "auto",
+    vae: Annotated[str, typer.Option(help='Who decodes: "torch", "onnx", "tensorrt".')] = "torch",
+    vae_folder: Annotated[Path | None, typer.Option(help="Of `export vae`.")] = None,
     lora: Annotated[
         list[str] | None, typer.Option(help="LoRA file, or FILE=SCALE; repeatable.")
     ] = None,
     teacache: Teacache = None,
     magcache: Magcache = None,
+    parallel: Annotated[
+        str | None,
+        typer.Option(help='With --devices or torchrun: axes such as "window=2,ulysses=2".'),
+    ] = None,
     json_file: JsonFile = None,
 ) -> None:
     """Make a talking video from speech and a portrait, a source video or a prompt."""
@@ -123,7 +141,6 @@ def generate(
         "long_form": long_form,
     }
     with errors_as_exit_codes():
-        from skyreels_rt.engine import Engine
         from skyreels_rt.pretrained import TINY_NAME
         from skyreels_rt.report import require_writable
 
@@ -131,13 +148,17 @@ def generate(
 
         if json_file is not None:
             require_writable(json_file)
-        with byte_bar() as show:
-            engine = Engine.from_pretrained(
-                model, device=device, dtype=dtype, kernels=cast("Plan", kernels),
-                quantization=quantization, offload=offload, loras=parse_loras(lora),
-                on_progress=show,
-            )  # fmt: skip
-        if engine.components.name == TINY_NAME:
+        load: LoadOptions = {
+            "dtype": dtype,
+            "kernels": cast("Plan", kernels),
+            "quantization": quantization,
+            "offload": offload,
+            "loras": parse_loras(lora),
+            "vae": cast("VAERunner", vae),
+            "vae_folder": vae_folder,
+        }
+        engine = _open_engine(model, device, devices, requested_axes(parallel), load)
+        if engine.facts.name == TINY_NAME:
             console.print(f"{TINY_NAME}: random weights, the picture will be noise", style="dim")
         summary = _generate_with_bar(engine, output, audio, options)
         console.print(
@@ -146,8 +167,9 @@ def generate(
             markup=False,
             soft_wrap=True,
         )
-        if json_file is not None:
+        if json_file is not None and engine.writes_files:
             _write_generate_report(json_file, engine, summary)
+        engine.close()
 
 
 @app.command()
@@ -448,8 +470,24 @@ def _bar() -> Progress:
     )
 
 
+def _open_engine(
+    model: str, device: str, devices: str | None, parallel: Parallel | None, load: LoadOptions
+) -> VideoMaker:
+    """Engine in this process, or of worker processes where ``devices`` names them."""
+    from skyreels_rt.engine import Engine
+
+    if devices is None:
+        with byte_bar() as show:
+            return Engine.from_pretrained(
+                model, device=device, parallel=parallel, on_progress=show, **load
+            )
+    if device != "auto":
+        raise InvalidArgument("--device", expected="none beside --devices", got=device)
+    return Engine.from_pretrained(model, devices=device_list(devices), parallel=parallel, **load)
+
+
 def _generate_with_bar(
-    engine: Engine, output: Path, audio: str, options: dict[str, Any]
+    engine: VideoMaker, output: Path, audio: str, options: dict[str, Any]
 ) -> GenerationSummary:
     """Run the job with a rich progress bar."""
     with _bar() as bar:
@@ -466,16 +504,15 @@ def _generate_with_bar(
         return engine.generate_file(output, audio, **given)
 
 
-def _write_generate_report(path: Path, engine: Engine, summary: GenerationSummary) -> None:
+def _write_generate_report(path: Path, engine: VideoMaker, summary: GenerationSummary) -> None:
     """Write the report of one job in the shared format."""
     import resource
-
-    import torch
 
     from skyreels_rt.job import settings_facts
     from skyreels_rt.report import Report, Row
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RSS_UNIT
+    peak = max([peak, *(one.usage["peak_rss"] for one in engine.workers)])
     rows = [
         Row("generate.frames", summary.num_frames, "frames", better="higher"),
         Row("generate.seconds", summary.seconds, "s"),
@@ -489,17 +526,18 @@ def _write_generate_report(path: Path, engine: Engine, summary: GenerationSummar
     ]
     Report(
         command=command_line(),
-        device=str(engine.components.device),
-        threads=torch.get_num_threads(),
-        kernel_plan=engine.components.plan.to_json(),
+        device=engine.facts.device,
+        threads=engine.facts.threads,
+        kernel_plan=engine.facts.kernel_plan,
         rows=rows,
         details={
-            "model": engine.components.name,
+            "model": engine.facts.name,
             "settings": settings_facts(summary.settings),
             "steps": [
                 {"start": run.start, "stop": run.stop, "windows": run.windows, "computed": run.text}
                 for run in summary.steps
             ],
+            "ranks": [asdict(one) for one in engine.workers],
         },
     ).write(path)
 

@@ -33,6 +33,7 @@ from skyreels_rt.config import (
     read_json,
     write_json,
 )
+from skyreels_rt.distributed.mesh import Mesh
 from skyreels_rt.errors import ModelError
 from skyreels_rt.kernels import KernelPlan
 from skyreels_rt.models.image_encoder import ClipImageEncoder, build_clip_vision
@@ -44,7 +45,7 @@ from skyreels_rt.models.text_encoder import (
 )
 from skyreels_rt.models.tiny_vae import TinyVAE
 from skyreels_rt.models.transformer import SkyReelsTransformer
-from skyreels_rt.models.vae import VideoVAE
+from skyreels_rt.models.vae import TorchVAE, VideoVAE
 from skyreels_rt.models.wan_vae import WanVAE
 from skyreels_rt.presets import find_preset
 from skyreels_rt.runtime.step_cache import (
@@ -114,6 +115,8 @@ class Components:
         Kernel implementations in use.
     calibration : StepCalibration or None
         What ``skyreels-rt calibrate`` measured, for step caches.
+    mesh : Mesh or None
+        Ranks that every job is spread over; None for one process.
     """
 
     name: str
@@ -128,6 +131,7 @@ class Components:
     dtype: torch.dtype
     plan: KernelPlan
     calibration: StepCalibration | None = None
+    mesh: Mesh | None = None
     _step_plans: dict[tuple[StepCache, tuple[float, ...]], StepPlan] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -179,11 +183,8 @@ class Components:
     @property
     def num_bytes(self) -> int:
         """Bytes of transformer and VAE weights, the parts that every step and frame needs."""
-        return sum(
-            parameter.numel() * parameter.element_size()
-            for module in (self.transformer, self.vae)
-            for parameter in module.parameters()
-        )
+        weights = self.transformer.parameters()
+        return self.vae.num_bytes + sum(one.numel() * one.element_size() for one in weights)
 
     @property
     def timeline(self) -> Timeline:
@@ -232,6 +233,8 @@ def load_components(
     load = _FolderLoader(folder, _read_index(folder), device, dtype, plan, tuple(loras))
     parts = _read_folder(folder, load)
     load.fill({"transformer": transformer_device or device}, on_progress)
+    if isinstance(parts.vae, TorchVAE):
+        parts.vae.channels_last_weights()
     return replace(
         parts, calibration=_read_calibration(folder / CALIBRATION_FILE, parts.transformer)
     )
@@ -402,7 +405,7 @@ class _FolderLoader:
         name = self._class_name("vae", VAE_CLASSES)
         data = read_json(self._path("vae") / "config.json")
         with torch.device("meta"):
-            model: VideoVAE = (
+            model: TorchVAE = (
                 TinyVAE(config_from_dict(TinyVAEConfig, data, where="vae/config.json"))
                 if name == "TinyVAE"
                 else WanVAE(

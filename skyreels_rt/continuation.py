@@ -382,6 +382,13 @@ def _require_fit(
             got=f"{parts.name} without",
             hint='Leave it at "blf".',
         )
+    if parts.mesh is not None:
+        raise InvalidArgument(
+            "long_form",
+            expected="blf on several ranks",
+            got="continuation",
+            hint="Its clips follow one another: nothing of it is spread over ranks.",
+        )
     if source is not None:
         raise InvalidArgument("video", expected='none with long_form="continuation"', got="one")
     if portrait is None:

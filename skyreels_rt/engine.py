@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Unpack
+from typing import TYPE_CHECKING, Any, Unpack, overload
 
 import numpy as np
 import torch
@@ -17,28 +17,33 @@ from numpy.typing import NDArray
 from skyreels_rt.audio.resample import ResampledAudio
 from skyreels_rt.components import Components
 from skyreels_rt.continuation import ContinuationSession
+from skyreels_rt.distributed.cost_model import StepShape, predicted_meshes
+from skyreels_rt.distributed.mesh import Mesh
+from skyreels_rt.distributed.parallel import Parallel
+from skyreels_rt.distributed.workers import Timeouts
 from skyreels_rt.errors import AdmissionRefused, InvalidArgument
-from skyreels_rt.estimate import estimate_job
+from skyreels_rt.estimate import estimate_job, step_shape
 from skyreels_rt.job import JobSettings, settings_of
 from skyreels_rt.live.observer import SessionObserver
 from skyreels_rt.live.session import LiveSession, LiveSettings
 from skyreels_rt.live.snapshot import pack_snapshot, unpack_snapshot
 from skyreels_rt.media.audio_file import open_audio
 from skyreels_rt.media.encoder import AAC_SAMPLE_RATES
-from skyreels_rt.media.video import Video
-from skyreels_rt.media.video_writer import VideoWriter
-from skyreels_rt.offline import GenerationSummary, OfflineJob
+from skyreels_rt.offline import OfflineJob
 from skyreels_rt.options import GenerateOptions, LiveOptions, resolve_live, resolve_settings
-from skyreels_rt.pretrained import load_pretrained
+from skyreels_rt.pretrained import LoadOptions, load_pretrained
 from skyreels_rt.progress import ProgressBar
-from skyreels_rt.quantization import QuantPolicy, weights_note
+from skyreels_rt.quantization import weights_note
 from skyreels_rt.runtime.memory import MemoryEstimate
 from skyreels_rt.runtime.metrics import EngineMetrics
 from skyreels_rt.runtime.turns import Gate, Turns
 from skyreels_rt.scene import load_portrait, load_scene
 from skyreels_rt.session import Session
-from skyreels_rt.types import FrameChunk, LoadCallback
-from skyreels_rt.weights.lora import Lora
+from skyreels_rt.types import LoadCallback
+from skyreels_rt.video_maker import EngineFacts, VideoMaker
+
+if TYPE_CHECKING:
+    from skyreels_rt.worker_engine import WorkerEngine
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,7 @@ class Health:
         return self.num_sessions < self.max_sessions
 
 
-class Engine:
+class Engine(VideoMaker):
     """A loaded model.
 
     Immutable and shared: every job has a :class:`Session` of its own for what changes.
@@ -85,8 +90,35 @@ class Engine:
         self._components = components
         self._metrics = EngineMetrics()
         self._turns = Turns(self._metrics.queue_seconds.observe)
-        self._gate = Gate(max_sessions)
+        # Over a mesh every rank must compute the same things in the same order.
+        self._gate = Gate(1 if components.mesh is not None else max_sessions)
         self._sessions: weakref.WeakSet[LiveSession] = weakref.WeakSet()
+
+    @overload
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path,
+        *,
+        device: str | torch.device = ...,
+        devices: None = ...,
+        parallel: Parallel | Mesh | None = ...,
+        max_sessions: int = ...,
+        on_progress: LoadCallback | None = ...,
+        **options: Unpack[LoadOptions],
+    ) -> Engine: ...
+
+    @overload
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path,
+        *,
+        devices: Sequence[str | torch.device],
+        parallel: Parallel | None = ...,
+        timeouts: Timeouts | None = ...,
+        **options: Unpack[LoadOptions],
+    ) -> WorkerEngine: ...
 
     @classmethod
     def from_pretrained(
@@ -94,16 +126,13 @@ class Engine:
         model: str | Path,
         *,
         device: str | torch.device = "auto",
-        dtype: str | torch.dtype = "auto",
-        kernels: Literal["auto", "reference"] | Mapping[str, str] = "auto",
-        quantization: str | QuantPolicy | None = None,
-        offload: bool = False,
+        devices: Sequence[str | torch.device] | None = None,
+        parallel: Parallel | Mesh | None = None,
+        timeouts: Timeouts | None = None,
         max_sessions: int = 64,
-        loras: Sequence[Lora] = (),
-        revision: str | None = None,
-        offline: bool = False,
         on_progress: LoadCallback | None = None,
-    ) -> Engine:
+        **options: Unpack[LoadOptions],
+    ) -> Engine | WorkerEngine:
         """Load a model.
 
         Parameters
@@ -114,29 +143,29 @@ class Engine:
             also a hub id (``"owner/name"``), of which JSON and safetensors files are fetched.
         device : str or torch.device
             ``"auto"`` is CUDA where there is one, else the CPU.
-        dtype : str or torch.dtype
-            ``"auto"`` is bfloat16 on CUDA, float32 on the CPU; weights stored in bfloat16 stay so
-            on a CPU with AMX.
-        kernels : str or dict
-            ``"auto"``, ``"reference"``, or an implementation for some operators by name.
-        quantization : str or QuantPolicy, optional
-            Layers of the transformer kept in 8 bits: ``"fp8"``, ``"fp8_weight"``, or a policy.
-        offload : bool
-            Keep the blocks' weights in host memory and bring them to the device one after the
-            other. Same bytes, less device memory, more time.
+        devices : sequence of str, optional
+            Beside ``device="auto"``: the engine starts a process on each and watches over them, see
+            :class:`.worker_engine.WorkerEngine`.
+        parallel : Parallel or Mesh, optional
+            Spread every job over the processes of ``devices``, or over those that ``torchrun``
+            started. Under ``torchrun`` all of them make the same calls with the same arguments and
+            get the same frames; files are written by rank 0. A :class:`.distributed.mesh.Mesh` of
+            :func:`.open_mesh` sets the timeout, too.
+        timeouts : Timeouts, optional
+            How long the processes of ``devices`` may take.
         max_sessions : int
-            Live sessions that may be open at once.
-        loras : sequence of Lora
-            Additions merged into the transformer's weights.
-        revision : str, optional
-            Branch, tag or commit of a hub id; a full commit pins what is loaded.
-        offline : bool
-            Take a hub id from the local cache, connecting to nothing.
+            Live sessions that may be open at once; one with ``parallel``.
         on_progress : callable, optional
-            Called with a :class:`LoadProgress` after every tensor.
+            Called with a :class:`LoadProgress` after every tensor; not beside ``devices``.
+        **options
+            See :class:`.pretrained.LoadOptions`: number type, kernels, 8 bits, LoRAs, VAE, hub.
 
         Raises
         ------
+        InvalidMesh
+            ``parallel`` does not fit the number of processes or the model.
+        PeerFailed, WorkerDied, WorkerTimeout
+            Another process left, or did not come.
         ModelError
             Unknown model, or a folder that cannot be used.
         WeightsMismatch
@@ -144,107 +173,57 @@ class Engine:
         MissingDependency
             A hub id without the ``[hub]`` extra.
         InvalidArgument
-            An unknown device or dtype.
+            An unknown device, dtype or VAE runner, or no folder for it.
+        MissingDependency
+            The package that runs the exported VAE is not installed.
         UnsupportedKernel
             A kernel implementation was asked for that cannot run here.
         """
+        if devices is not None:
+            from skyreels_rt.worker_engine import WorkerEngine
+
+            if device != "auto":
+                raise InvalidArgument("device", expected="none beside devices", got=device)
+            if on_progress is not None:
+                raise InvalidArgument("on_progress", expected="none beside devices", got="one")
+            return WorkerEngine(
+                model, devices=devices, parallel=parallel, timeouts=timeouts, **options
+            )
         parts = load_pretrained(
-            model, device=device, dtype=dtype, kernels=kernels,
-            quantization=quantization, offload=offload, loras=loras,
-            revision=revision, offline=offline, on_progress=on_progress,
-        )  # fmt: skip
+            model, device=device, parallel=parallel, on_progress=on_progress, **options
+        )
         return cls(parts, max_sessions=max_sessions)
 
     # ------------------------------------------------------------------------------------- jobs
 
-    def generate(
-        self,
-        audio: str | Path | NDArray[Any],
-        **options: Unpack[GenerateOptions],
-    ) -> Video:
-        """Make a talking video and hold it in memory.
+    def open_job(self, audio: str | Path | NDArray[Any], options: GenerateOptions) -> OfflineJob:
+        """Check every input, in the order a caller would fix them, and open a session.
 
-        Parameters
-        ----------
-        audio : path or ndarray, shape (S,) or (S, channels)
-            Speech; an array needs ``sample_rate``.
-        **options
-            See :class:`GenerateOptions`. Give ``image``, ``video``, both, or only a ``prompt``.
-
-        Returns
-        -------
-        Video
-            Frames, sound and ``save``. For long jobs use :meth:`generate_file` or :meth:`stream`.
-
-        Raises
-        ------
-        SkyReelsError
-            A typed error for every unusable input; see :mod:`skyreels_rt.errors`.
+        Takes and raises the same as :meth:`generate`.
         """
-        with self._job(audio, options) as job:
-            chunks = list(job.chunks())
-            return Video(
-                frames=np.concatenate([chunk.frames for chunk in chunks]),
-                audio=np.concatenate([chunk.audio for chunk in chunks]),
-                sample_rate=job.audio.sample_rate,
-                fps=job.settings.fps,
-                steps=job.session.steps,
-            )
-
-    def stream(
-        self, audio: str | Path | NDArray[Any], **options: Unpack[GenerateOptions]
-    ) -> Iterator[FrameChunk]:
-        """Make a talking video and yield it chunk by chunk, in constant memory.
-
-        Takes and raises the same as :meth:`generate`; the inputs are checked before the first
-        chunk is asked for.
-        """
-        job = self._job(audio, options)
-
-        def chunks() -> Iterator[FrameChunk]:
-            with job:
-                yield from job.chunks()
-
-        return chunks()
-
-    def generate_file(
-        self,
-        path: str | Path,
-        audio: str | Path | NDArray[Any],
-        **options: Unpack[GenerateOptions],
-    ) -> GenerationSummary:
-        """Make a talking video straight into an MP4 file, in constant memory.
-
-        Takes and raises the same as :meth:`generate`, and :class:`OutputError` when ``path`` cannot
-        be written. Until the job is done nothing exists under ``path``.
-
-        Returns
-        -------
-        GenerationSummary
-        """
-        start = time.perf_counter()
-        with self._job(audio, options) as job:
-            settings = job.settings
-            with VideoWriter(
-                path,
-                fps=settings.fps,
-                height=settings.height,
-                width=settings.width,
-                sample_rate=job.audio.sample_rate,
-                channels=job.audio.channels,
-            ) as writer:
-                for chunk in job.chunks():
-                    with job.session.clock.measure("encode"):
-                        writer.write(chunk.frames, chunk.audio)
-            return GenerationSummary(
-                num_frames=job.session.num_frames_done,
-                fps=settings.fps,
-                seed=settings.seed,
-                seconds=time.perf_counter() - start,
-                stage_seconds=dict(job.session.clock.seconds),
-                settings=settings,
-                steps=job.session.steps,
-            )
+        settings = resolve_settings(self._components, options)
+        source_audio = open_audio(audio, options.get("sample_rate"))
+        num_samples, rate = source_audio.num_samples, source_audio.sample_rate
+        if rate not in AAC_SAMPLE_RATES:
+            source_audio = ResampledAudio(source_audio, 48_000)
+        portrait, source = load_scene(self._components, settings, options)
+        bar = None
+        on_progress = options.get("on_progress")
+        if on_progress is None and self.writes_files:
+            bar = on_progress = ProgressBar()
+        cancel = options.get("cancel")
+        kind = Session if settings.long_form == "blf" else ContinuationSession
+        session = kind(
+            self._components,
+            settings,
+            portrait=portrait,
+            source=source,
+            expected_frames=-(-num_samples * settings.fps // rate) if num_samples else None,
+            on_progress=on_progress,
+            is_cancelled=cancel.is_set if cancel is not None else None,
+            turns=self._turns,
+        )
+        return OfflineJob(source_audio, session, settings, bar)
 
     # ------------------------------------------------------------------------------------- live
 
@@ -338,7 +317,11 @@ class Engine:
         start = time.perf_counter()
         generation = self._components.generation
         grey = np.full((generation.height, generation.width, 3), 127, np.uint8)
-        settings = resolve_settings(self._components, {}, LiveOptions)
+        options: LiveOptions = {}
+        if self.mesh is not None:  # windows and passes for all of its ranks
+            horizon = self.mesh.parallel.window
+            options = {"horizon": horizon, "prompt": "warm-up", "text_guidance_scale": 2.0}
+        settings = resolve_settings(self._components, options, LiveOptions)
         with Session(self._components, settings, portrait=grey, turns=self._turns) as session:
             session.push_audio(np.zeros(math.ceil(session.latency_s * 16_000), np.float32), 16_000)
             session.next_chunk()
@@ -359,6 +342,8 @@ class Engine:
                 f"video        {generation.width}x{generation.height} at {generation.fps} fps",
                 f"windows      {generation.window} latents, overlap {generation.overlap}",
                 f"weights      {parts.num_bytes / 2**20:.1f} MiB{weights_note(parts.transformer)}",
+                *([f"mesh         {parts.mesh.describe()}"] if parts.mesh is not None else []),
+                *predicted_meshes(config, self.step_shape(10.0)),
                 parts.plan.describe(),
             ]
         )
@@ -374,6 +359,16 @@ class Engine:
         settings = resolve_settings(self._components, options)
         has_source = options.get("video") is not None
         return estimate_job(self._components, settings, seconds, has_source=has_source)
+
+    def step_shape(self, seconds: float, **options: Unpack[GenerateOptions]) -> StepShape:
+        """Sizes of a denoising step of such a job, for :meth:`Parallel.suggest`.
+
+        Raises
+        ------
+        InvalidArgument
+            An option is out of its range.
+        """
+        return step_shape(self._components, resolve_settings(self._components, options), seconds)
 
     def health(self) -> Health:
         """How the engine is doing, for a liveness probe."""
@@ -396,37 +391,33 @@ class Engine:
         return self._metrics.text()
 
     @property
+    def facts(self) -> EngineFacts:
+        """Model, device and kernels, for reports."""
+        parts = self._components
+        plan = parts.plan.to_json()
+        return EngineFacts(parts.name, str(parts.device), torch.get_num_threads(), plan)
+
+    @property
     def components(self) -> Components:
         """The frozen parts of the loaded model."""
         return self._components
 
-    # --------------------------------------------------------------------------------- internals
+    @property
+    def mesh(self) -> Mesh | None:
+        """Ranks that jobs are spread over; None for one process."""
+        return self._components.mesh
 
-    def _job(self, audio: str | Path | NDArray[Any], options: GenerateOptions) -> OfflineJob:
-        """Check every input, in the order a caller would fix them, and open a session."""
-        settings = resolve_settings(self._components, options)
-        source_audio = open_audio(audio, options.get("sample_rate"))
-        num_samples, rate = source_audio.num_samples, source_audio.sample_rate
-        if rate not in AAC_SAMPLE_RATES:
-            source_audio = ResampledAudio(source_audio, 48_000)
-        portrait, source = load_scene(self._components, settings, options)
-        bar = None
-        on_progress = options.get("on_progress")
-        if on_progress is None:
-            bar = on_progress = ProgressBar()
-        cancel = options.get("cancel")
-        kind = Session if settings.long_form == "blf" else ContinuationSession
-        session = kind(
-            self._components,
-            settings,
-            portrait=portrait,
-            source=source,
-            expected_frames=-(-num_samples * settings.fps // rate) if num_samples else None,
-            on_progress=on_progress,
-            is_cancelled=cancel.is_set if cancel is not None else None,
-            turns=self._turns,
-        )
-        return OfflineJob(source_audio, session, settings, bar)
+    @property
+    def writes_files(self) -> bool:
+        """Whether this process writes files and shows progress; under ``torchrun`` rank 0 does."""
+        return self.mesh is None or self.mesh.is_writer
+
+    def close(self) -> None:
+        """Leave the group of processes; each of them must call it. Alone it does nothing."""
+        if self.mesh is not None:
+            self.mesh.close()
+
+    # --------------------------------------------------------------------------------- internals
 
     def _live(
         self,

@@ -148,7 +148,95 @@ class AdmissionRefused(SkyReelsError, RuntimeError):
     code = "admission_refused"
 
 
+class InvalidMesh(InvalidArgument):
+    """Ranks, model and job do not fit the requested axes.
+
+    Attributes
+    ----------
+    suggestions : tuple of str
+        The nearest that fit, such as ``"window=2,ulysses=2"``.
+    """
+
+    code = "invalid_mesh"
+
+    def __init__(
+        self, argument: str, *, expected: str, got: object, suggestions: tuple[str, ...] = ()
+    ) -> None:
+        hint = f"Nearest that fit: {'; '.join(suggestions)}." if suggestions else None
+        super().__init__(argument, expected=expected, got=got, stage="mesh", hint=hint)
+        self.suggestions = suggestions
+
+
+class PeerFailed(SkyReelsError, RuntimeError):
+    """Another rank of the mesh left, or did not answer in time; the mesh is of no more use."""
+
+    code = "peer_failed"
+
+
 class OutputError(SkyReelsError, OSError):
     """The output file cannot be written; nothing is left under its final name."""
 
     code = "output"
+
+
+class OutOfMemory(SkyReelsError, RuntimeError):
+    """A job needs more memory than there is; nothing of it is kept, and the engine stays usable."""
+
+    code = "out_of_memory"
+
+
+class WorkerDied(SkyReelsError, RuntimeError):
+    """A worker process ended on its own; its group was ended, too, and takes no more calls.
+
+    Attributes
+    ----------
+    rank : int
+        Which worker.
+    signal : int or None
+        Signal that ended it (9 is also how the kernel ends what takes too much memory); None
+        if it exited.
+    exit_code : int or None
+        Its exit code; None if a signal ended it.
+    """
+
+    code = "worker_died"
+
+    def __init__(self, rank: int, signal: int | None, exit_code: int | None = None) -> None:
+        how = f"signal {signal}" if signal is not None else f"exit code {exit_code}"
+        super().__init__(
+            f"Worker {rank} died ({how}).",
+            stage="worker",
+            hint="Load the engine again; what the worker last said is on standard error.",
+        )
+        self.rank = rank
+        self.signal = signal
+        self.exit_code = exit_code
+
+
+class WorkerTimeout(SkyReelsError, TimeoutError):
+    """A worker gave no sign of life, or got no further; its group was ended.
+
+    Attributes
+    ----------
+    rank : int
+        Which worker.
+    seconds : float
+        How long nothing came.
+    """
+
+    code = "worker_timeout"
+
+    def __init__(self, rank: int, seconds: float, what: str) -> None:
+        super().__init__(
+            f"Worker {rank} {what} for {seconds:.1f} s.",
+            stage="worker",
+            hint="Load the engine again; `timeouts` sets how long is waited.",
+        )
+        self.rank = rank
+        self.seconds = seconds
+
+
+class WorkerFailed(SkyReelsError, RuntimeError):
+    """A worker met an error that has no type of its own; the next call starts new workers."""
+
+    code = "worker_failed"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -72,17 +73,28 @@ class JobSettings:
 
 
 def settings_facts(settings: JobSettings) -> dict[str, Any]:
-    """Settings as JSON data, from which :func:`settings_of` makes them again."""
-    cache = settings.teacache
-    rule = None if cache is None else {"rule": type(cache).__name__, **asdict(cache)}
-    return {**asdict(settings), "teacache": rule}
+    """Settings as JSON data, from which :func:`settings_from` makes them again."""
+    return {**asdict(settings), "teacache": rule_facts(settings.teacache)}
+
+
+def settings_from(facts: Mapping[str, Any]) -> JobSettings:
+    """Settings that gave ``facts``."""
+    return JobSettings(**{**facts, "teacache": rule_from(facts.get("teacache"))})
 
 
 def settings_of(state: PartState) -> JobSettings:
     """Options of the session that gave ``state``."""
-    facts = dict(state.facts["settings"])
-    rule = facts.pop("teacache", None)
-    if rule is not None:
-        rule = dict(rule)
-        rule = _RULES[rule.pop("rule")](**rule)
-    return JobSettings(**facts, teacache=rule)
+    return settings_from(state.facts["settings"])
+
+
+def rule_facts(rule: TeaCache | MagCache | StepMask | None) -> dict[str, Any] | None:
+    """A step cache as JSON data, from which :func:`rule_from` makes it again."""
+    return None if rule is None else {"rule": type(rule).__name__, **asdict(rule)}
+
+
+def rule_from(facts: Mapping[str, Any] | None) -> TeaCache | MagCache | StepMask | None:
+    """Step cache that gave ``facts``."""
+    if facts is None:
+        return None
+    fields = dict(facts)
+    return _RULES[fields.pop("rule")](**fields)

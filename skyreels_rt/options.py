@@ -188,7 +188,7 @@ def resolve_settings(
             expected=f"one of {', '.join(sorted(names))}",
             got="an unknown option",
         )
-    _require_kinds(options)
+    require_kinds(options)
     model = components.generation
     grid = components.vae.spatial_stride * components.transformer.config.patch_size[1]
     height = _checked_side("height", options.get("height"), model.height, grid)
@@ -269,8 +269,14 @@ def bytes_per_latent(components: Components, settings: JobSettings, *, has_sourc
     )
 
 
-def _require_kinds(options: Mapping[str, object]) -> None:
-    """Raise for options that later code would only trip over."""
+def require_kinds(options: Mapping[str, object]) -> None:
+    """Raise for options that later code would only trip over.
+
+    Raises
+    ------
+    InvalidArgument
+        ``sample_rate``, ``on_progress``, ``teacache`` or ``cancel`` are of another type.
+    """
     rate, on_progress = options.get("sample_rate"), options.get("on_progress")
     if rate is not None and (isinstance(rate, bool) or not isinstance(rate, int | np.integer)):
         raise InvalidArgument("sample_rate", expected="an integer", got=repr(rate))

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeAlias, TypedDict, Unpack, cast
 
 import torch
 
 from skyreels_rt.components import Components, load_components, stored_transformer_dtype
+from skyreels_rt.distributed.fit import require_model
+from skyreels_rt.distributed.mesh import Mesh, open_mesh, rank_device
+from skyreels_rt.distributed.parallel import Parallel
 from skyreels_rt.errors import InvalidArgument, ModelError
+from skyreels_rt.export.exported_vae import VAERunner, load_exported_vae
 from skyreels_rt.kernels import KernelPlan
 from skyreels_rt.models.transformer import offload_blocks
 from skyreels_rt.quantization import QuantPolicy, quantize_transformer, resolve_policy
@@ -21,6 +25,7 @@ from skyreels_rt.weights.hub import fetch_snapshot, is_hub_id
 from skyreels_rt.weights.lora import Lora
 
 TINY_NAME = "tiny-random"
+Kernels: TypeAlias = Literal["auto", "reference"] | Mapping[str, str]
 _ASSETS = Path(__file__).parent / "assets"
 
 
@@ -34,22 +39,114 @@ def model_folder(model: str | Path) -> Path:
     return _ASSETS / model if str(model) in embedded_models() else Path(model)
 
 
+class LoadOptions(TypedDict, total=False):
+    """How a model is loaded, the same in every process that loads it.
+
+    Attributes
+    ----------
+    dtype : str or torch.dtype
+        ``"auto"`` is bfloat16 on CUDA, float32 on the CPU; weights stored in bfloat16 stay so on a
+        CPU with AMX.
+    kernels : str or dict
+        ``"auto"``, ``"reference"``, or an implementation for some operators by name.
+    quantization : str or QuantPolicy, optional
+        Layers of the transformer kept in 8 bits: ``"fp8"``, ``"fp8_weight"``, or a policy.
+    offload : bool
+        Keep the blocks' weights in host memory and bring them to the device one after the other.
+        Same bytes, less device memory, more time.
+    loras : sequence of Lora
+        Additions merged into the transformer's weights.
+    vae : {"torch", "onnx", "tensorrt"}
+        Who computes the VAE.
+    vae_folder : str or Path, optional
+        Where ``skyreels-rt export vae`` wrote its graphs; not for ``"torch"``.
+    revision : str, optional
+        Branch, tag or commit of a hub id; a full commit pins what is loaded.
+    offline : bool
+        Take a hub id from the local cache, connecting to nothing.
+    """
+
+    dtype: str | torch.dtype
+    kernels: Kernels
+    quantization: str | QuantPolicy | None
+    offload: bool
+    loras: Sequence[Lora]
+    vae: VAERunner
+    vae_folder: str | Path | None
+    revision: str | None
+    offline: bool
+
+
+def load_facts(options: LoadOptions) -> dict[str, Any]:
+    """Options as JSON, for other processes on this machine; :func:`load_options` reads them.
+
+    Raises
+    ------
+    TypeError
+        An unknown option.
+    """
+    foreign = sorted(set(options) - set(LoadOptions.__annotations__))
+    if foreign:
+        raise TypeError(f"from_pretrained() got an unexpected keyword argument {foreign[0]!r}")
+    facts: dict[str, Any] = {**options}
+    facts["dtype"] = str(options.get("dtype", "auto")).removeprefix("torch.")
+    kernels = options.get("kernels", "auto")
+    facts["kernels"] = kernels if isinstance(kernels, str) else dict(kernels)
+    policy = options.get("quantization")
+    if isinstance(policy, QuantPolicy):
+        facts["quantization"] = {"rules": [list(rule) for rule in policy.rules]}
+    graphs = options.get("vae_folder")
+    facts["vae_folder"] = None if graphs is None else str(Path(graphs).absolute())
+    facts["loras"] = [
+        [str(Path(lora.path).absolute()), lora.scale] for lora in options.get("loras", ())
+    ]
+    return facts
+
+
+def load_options(facts: dict[str, Any]) -> LoadOptions:
+    """What :func:`load_facts` made JSON of."""
+    options = {**facts, "loras": [Lora(path, scale) for path, scale in facts["loras"]]}
+    policy = facts.get("quantization")
+    if isinstance(policy, dict):
+        options["quantization"] = QuantPolicy(tuple((name, mode) for name, mode in policy["rules"]))
+    return cast("LoadOptions", options)
+
+
 def load_pretrained(
     model: str | Path,
     *,
     device: str | torch.device,
-    dtype: str | torch.dtype,
-    kernels: Literal["auto", "reference"] | Mapping[str, str],
+    parallel: Parallel | Mesh | None = None,
+    on_progress: LoadCallback | None = None,
+    **options: Unpack[LoadOptions],
+) -> Components:
+    """Parts of a model; takes and raises what :meth:`Engine.from_pretrained` does."""
+    if parallel is None:
+        return _load(model, resolve_device(device), on_progress, **options)
+    where = resolve_device(rank_device(device))
+    mesh = parallel if isinstance(parallel, Mesh) else open_mesh(parallel, where)
+    parts = _load(model, mesh.device, on_progress, **options)
+    require_model(mesh.parallel, parts.transformer.config)
+    mesh.wait_for_all()
+    return replace(parts, mesh=mesh)
+
+
+def _load(
+    model: str | Path,
+    where: torch.device,
+    on_progress: LoadCallback | None,
+    *,
+    dtype: str | torch.dtype = "auto",
+    kernels: Kernels = "auto",
     quantization: str | QuantPolicy | None = None,
     offload: bool = False,
     loras: Sequence[Lora] = (),
+    vae: VAERunner = "torch",
+    vae_folder: str | Path | None = None,
     revision: str | None = None,
     offline: bool = False,
-    on_progress: LoadCallback | None = None,
 ) -> Components:
-    """Parts of a model; takes and raises what :meth:`Engine.from_pretrained` does."""
     policy = resolve_policy(quantization)
-    where = resolve_device(device)
     kind = resolve_dtype(dtype, where)
     if str(model) == TINY_NAME:
         if loras:
@@ -58,6 +155,7 @@ def load_pretrained(
 
         plan = KernelPlan.choose(where, kind, kernels)
         tiny = tiny_components(device=where, dtype=kind, plan=plan)
+        tiny = replace(tiny, vae=load_exported_vae(tiny.vae, vae, vae_folder))
         return _fitted(tiny, policy, offload=offload)
     folder = (
         fetch_snapshot(str(model), revision=revision, offline=offline)
@@ -73,6 +171,7 @@ def load_pretrained(
         folder, device=where, dtype=kind, plan=plan, transformer_device=staged,
         loras=loras, on_progress=on_progress,
     )  # fmt: skip
+    parts = replace(parts, vae=load_exported_vae(parts.vae, vae, vae_folder))
     parts = _fitted(parts, policy, offload=offload)
     return replace(parts, name=str(model)) if str(model) in embedded_models() else parts
 

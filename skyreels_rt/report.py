@@ -13,7 +13,10 @@ from typing import Any, Literal
 from skyreels_rt.errors import OutputError
 
 SCHEMA = 1
-PACKAGES = ("skyreels-rt", "torch", "numpy", "transformers", "av", "soxr", "diffusers", "triton")
+PACKAGES = (
+    "skyreels-rt", "torch", "numpy", "transformers", "av", "soxr", "diffusers", "triton", "onnx",
+    "onnxscript", "onnxruntime", "tensorrt", "tensorrt-rtx",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

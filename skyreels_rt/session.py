@@ -34,11 +34,12 @@ from skyreels_rt.diffusion.denoise import denoise_group
 from skyreels_rt.diffusion.noise import timeline_noise
 from skyreels_rt.diffusion.predictor import WindowPredictor
 from skyreels_rt.diffusion.solvers import make_solver
-from skyreels_rt.errors import Cancelled, InvalidArgument, MediaError, NonFinite
+from skyreels_rt.diffusion.window_share import shared_steps
+from skyreels_rt.distributed.fit import require_job
+from skyreels_rt.errors import Cancelled, InvalidArgument, MediaError
 from skyreels_rt.group_need import group_need
 from skyreels_rt.job import JobSettings, settings_facts, settings_of
-from skyreels_rt.kernels import frames_to_uint8
-from skyreels_rt.models.vae import VAECache
+from skyreels_rt.latent_decoder import LatentDecoder
 from skyreels_rt.runtime.step_cache import StepLog, StepRun
 from skyreels_rt.runtime.timing import StageClock
 from skyreels_rt.runtime.turns import Turns
@@ -97,7 +98,8 @@ class Session:
         """Resolved options; the prompt may change on the way."""
         self._expected_frames = expected_frames
         self._on_progress = on_progress
-        self._is_cancelled = is_cancelled
+        mesh = components.mesh  # ranks stop together or not at all
+        self._is_cancelled = is_cancelled if mesh is None else mesh.agreed(is_cancelled)
         self._observe = observe
         self._turns = turns if turns is not None else Turns()
         self._schedule = settings.schedule
@@ -132,7 +134,9 @@ class Session:
         channels, rows, columns = self._latent_shape
         self._kept = torch.zeros(channels, 0, rows, columns, device=components.device)
         self._first_kept = 0  # latent index of _kept[:, 0]; _kept reaches up to _planned
-        self._decoder_cache: VAECache | None = None
+        self._decoder = LatentDecoder(
+            components, settings.height, settings.width, lambda: self._appearance.portrait_latents
+        )
         self._frame_index = 0
         self.group_needed_s = Fraction(0)
         """Seconds of speech that had to be there before the group at hand could start."""
@@ -292,6 +296,7 @@ class Session:
         if self._tokens is not None:
             self._tokens.rewind(self._decoded)
         self._kept = self._kept[:, : self._decoded - self._first_kept].clone()
+        self._decoder.go_back()
         self._planned, self._ended = self._decoded, False
 
     # ------------------------------------------------------------------------------------ its state
@@ -316,8 +321,7 @@ class Session:
         tensors = {"kept": self._kept.clone()}
         if self._appearance.portrait is not None:
             tensors["portrait"] = torch.from_numpy(self._appearance.portrait.copy())
-        for index, cache in enumerate(self._decoder_cache or ()):
-            tensors[f"decoder.{index}"] = cache.clone()
+        tensors.update(self._decoder.tensors())
         tokens = None if self._tokens is None else self._tokens.state()
         return PartState(facts, tensors).joined(
             speech=self.speech.state(),
@@ -365,11 +369,7 @@ class Session:
         if source is not None:
             session._track.restore(state.part("source"))
         session._kept = tensors["kept"].to(components.device)
-        count = sum(name.startswith("decoder.") for name in tensors)
-        if count:
-            session._decoder_cache = tuple(
-                tensors[f"decoder.{index}"].to(components.device) for index in range(count)
-            )
+        session._decoder.restore(tensors, session._decoded)
         session.speech.restore(state.part("speech"))
         session._color.restore(state.part("color"))
         if session._tokens is not None:
@@ -381,7 +381,7 @@ class Session:
         self._track.close()
         self._closed = True
         self._kept = self._kept[:, :0].clone()
-        self._decoder_cache = None
+        self._decoder.forget()
 
     def __enter__(self) -> Session:
         return self
@@ -440,7 +440,15 @@ class Session:
 
     def _encoded(self, settings: JobSettings, portrait: NDArray[np.uint8] | None) -> Appearance:
         with self._turns.hold(self._is_cancelled), self.clock.measure("condition"):
-            return Appearance.encoded(self._parts, settings, portrait)
+            looks = Appearance.encoded(self._parts, settings, portrait)
+        if self._parts.mesh is not None:
+            require_job(
+                self._parts.mesh.parallel,
+                horizon=settings.horizon,
+                num_passes=len(looks.passes),
+                num_heads=self._parts.transformer.config.num_heads,
+            )
+        return looks
 
     @torch.inference_mode()
     def _next_group(self) -> Group | None:
@@ -502,11 +510,13 @@ class Session:
                     impl=self._parts.plan.blf_step,
                     on_step=on_step,
                     is_cancelled=self._is_cancelled,
+                    mesh=self._parts.mesh,
                 )
         whole = Fraction(self.speech.num_samples, self.speech.sample_rate or 1)
         self.group_needed_s = min(whole, self._needed_s(group.emitted))
-        for window in group.windows:
-            self._step_log.add(window.start, window.stop, predictor.computed_steps(window))
+        computed = shared_steps(group, predictor.computed_steps, self._parts.mesh)
+        for window, flags in zip(group.windows, computed, strict=True):
+            self._step_log.add(window.start, window.stop, flags)
         self._keep(group, latents)
 
     def _predictor(self, group: Group, channels: Tensor) -> WindowPredictor:
@@ -525,6 +535,7 @@ class Session:
             slot=self._appearance.leading_slot(self.settings.seed, group, self._tokens),
             steps=self._steps if self._steps.skips else None,
             observe=self._observe,
+            mesh=self._parts.mesh,
         )
 
     def _keep(self, group: Group, latents: Tensor) -> None:
@@ -540,17 +551,9 @@ class Session:
     @torch.inference_mode()
     def _decode(self) -> FrameChunk | None:
         """Frames of the next denoised latent, or None when they lie past the end of the job."""
-        vae, at = self._parts.vae, self._decoded - self._first_kept
+        at = self._decoded - self._first_kept
         with self.clock.measure("decode"):
-            cache = self._decoder_cache
-            if cache is None and self._timeline.primed:
-                assert self._appearance.portrait_latents is not None
-                _, cache = vae.decode_step(self._appearance.portrait_latents[None, :, None], None)
-            video, cache = vae.decode_step(self._kept[None, :, at : at + 1], cache)
-            if not torch.isfinite(video).all():
-                raise NonFinite("The VAE decoded NaN or infinity.", stage="decode")
-            frames = frames_to_uint8(video[0], impl=self._parts.plan.frames_to_uint8).cpu().numpy()
-            self._decoder_cache = cache
+            frames = self._decoder.next_frames(self._kept[:, at:])
             self._decoded += 1
         if self.num_frames is not None:
             frames = frames[: max(0, self.num_frames - self._frame_index)]

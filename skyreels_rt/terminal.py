@@ -15,7 +15,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from skyreels_rt.errors import InvalidArgument, SkyReelsError
+from skyreels_rt.distributed.parallel import Parallel
+from skyreels_rt.env import launched_rank
+from skyreels_rt.errors import InvalidArgument, PeerFailed, SkyReelsError
 
 if TYPE_CHECKING:
     from skyreels_rt.report import Report
@@ -32,8 +34,19 @@ console = Console(stderr=True, highlight=False)
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write a JSON report here.")]
 Model = Annotated[str, typer.Option(help='Model folder, or "demo", "demo-fast" or "tiny-random".')]
 Device = Annotated[str, typer.Option(help='"auto", "cpu" or "cuda[:n]".')]
+Devices = Annotated[
+    str | None,
+    typer.Option(
+        help='One worker process each: "cpu,cpu" or "cuda:0,cuda:1", instead of --device.'
+    ),
+]
 Dtype = Annotated[str, typer.Option(help='"auto", "float32", "bfloat16" or "float16".')]
 Kernels = Annotated[str, typer.Option(help='"auto" or "reference".')]
+
+
+def device_list(text: str) -> list[str]:
+    """Devices of an option, with commas between them."""
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def report_table(report: Report) -> Table:
@@ -51,12 +64,34 @@ def command_line() -> str:
     return shlex.join(["skyreels-rt", *sys.argv[1:]])
 
 
+def requested_axes(text: str | None) -> Parallel | None:
+    """Axes that ``--parallel`` names; None for one process without it.
+
+    Among the processes that ``torchrun`` started only the first goes on speaking.
+
+    Raises
+    ------
+    InvalidArgument
+        The text has another form.
+    """
+    place = launched_rank()
+    if place is not None and place.rank > 0:
+        console.quiet = True
+    if text is None and (place is None or place.world_size == 1):
+        return None
+    return Parallel.from_text(text or "")
+
+
 @contextmanager
 def errors_as_exit_codes() -> Iterator[None]:
     """Typed errors become one sentence on stderr and exit code 2; Ctrl-C becomes 130."""
     try:
         yield
     except SkyReelsError as error:
+        if console.quiet:  # not the rank that speaks, but perhaps the only one that failed
+            place = launched_rank()
+            console.quiet = isinstance(error, PeerFailed)
+            console.print(f"[dim]rank {place.rank if place else '?'}:[/] ", end="")
         console.print(f"[bold red]error[/] [dim]({error.code})[/] ", end="")
         console.print(str(error), markup=False, soft_wrap=True)
         raise typer.Exit(EXIT_INPUT) from None

@@ -44,6 +44,7 @@ SegmentTable segment_table(const Table& table, int64_t length, const char* what)
 void bind_absorbed_audio_attention(py::module_& m);
 void bind_audio_cross_attention(py::module_& m);
 void bind_blf_step(py::module_& m);
+void bind_causal_conv3d(py::module_& m);
 void bind_frames_to_uint8(py::module_& m);
 void bind_gate_residual_norm_modulate(py::module_& m);
 void bind_norm_modulate(py::module_& m);

@@ -49,6 +49,7 @@ PYBIND11_MODULE(_C, m) {
   bindings::bind_absorbed_audio_attention(m);
   bindings::bind_audio_cross_attention(m);
   bindings::bind_blf_step(m);
+  bindings::bind_causal_conv3d(m);
   bindings::bind_frames_to_uint8(m);
   bindings::bind_gate_residual_norm_modulate(m);
   bindings::bind_norm_modulate(m);

@@ -23,6 +23,9 @@ from skyreels_rt.kernels.reference.frames_to_uint8 import frames_to_uint8 as eag
 from skyreels_rt.kernels.reference.gate_residual_norm_modulate import (
     gate_residual_norm_modulate as eager_gate_residual_norm_modulate,
 )
+from skyreels_rt.kernels.reference.gate_residual_norm_modulate_quantize import (
+    gate_residual_norm_modulate_quantize as eager_gate_residual_norm_modulate_quantize,
+)
 from skyreels_rt.kernels.reference.norm_modulate import norm_modulate as eager_norm_modulate
 from skyreels_rt.kernels.reference.norm_modulate_quantize import (
     norm_modulate_quantize as eager_norm_modulate_quantize,
@@ -118,6 +121,15 @@ def _gate_norm(name: str, batch: int, length: int, width: int) -> KernelCase:
             x, y, g, w, b, eps=1e-6, impl=impl
         ),
         lambda x, y, g, w, b: eager_gate_residual_norm_modulate(x, y, g, w, b, eps=1e-6),
+    )  # fmt: skip
+
+
+def _gate_norm_quantize(name: str, length: int, width: int) -> KernelCase:
+    plain = _gate_norm(name, 1, length, width)
+    return KernelCase(
+        "gate_residual_norm_modulate_quantize", name, plain.shape, True, plain.make,
+        lambda *x, impl: kernels.gate_residual_norm_modulate_quantize(*x, eps=1e-6, impl=impl),
+        lambda *x: eager_gate_residual_norm_modulate_quantize(*x, eps=1e-6),
     )  # fmt: skip
 
 
@@ -239,6 +251,8 @@ CASES: tuple[KernelCase, ...] = (
     _quantize("1.3b", 8640, 1536),
     _norm_quantize("demo", 2304, 192),
     _norm_quantize("1.3b", 8640, 1536),
+    _gate_norm_quantize("demo", 2304, 192),
+    _gate_norm_quantize("1.3b", 8640, 1536),
     _qk("demo", 2304, 3, 64),
     _qk("1.3b", 8640, 12, 128),
     _audio("demo", 9, 256, 8, 3, 64),

@@ -167,14 +167,14 @@ def _measure_shape(
             "first": lambda: ours(latents, timestep, ContextCache(ours.text_context(prompt))),
         }
         details[f"{name}.difference"] = _require_agreement(name, sides, dtype)
-        seconds = _alternate(sides, repeats)
+        seconds = alternate(sides, repeats)
     ratios = [a / b for a, b in zip(seconds["ours"], seconds["peer"], strict=True)]
     first = [a / b for a, b in zip(seconds["first"], seconds["peer"], strict=True)]
     return [
-        _row(f"{name}.seconds", seconds["ours"], "s"),
-        _row(f"{name}.peer_seconds", seconds["peer"], "s"),
-        _row(f"{name}.ratio", ratios, "ours / peer", shape.target),
-        _row(f"{name}.first_step_ratio", first, "ours / peer"),
+        median_row(f"{name}.seconds", seconds["ours"], "s"),
+        median_row(f"{name}.peer_seconds", seconds["peer"], "s"),
+        median_row(f"{name}.ratio", ratios, "ours / peer", shape.target),
+        median_row(f"{name}.first_step_ratio", first, "ours / peer"),
     ]
 
 
@@ -212,8 +212,20 @@ def _require_agreement(
     return difference
 
 
-def _alternate(sides: dict[str, Callable[[], Tensor]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each side's runs, sides taking turns so that noise hits all alike."""
+def alternate(sides: dict[str, Callable[[], Tensor]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each side's runs, sides taking turns so that noise hits all alike.
+
+    Parameters
+    ----------
+    sides : dict of callable
+        What to run, by side.
+    repeats : int
+        Runs of each.
+
+    Returns
+    -------
+    dict of list of float
+    """
     seconds: dict[str, list[float]] = {side: [] for side in sides}
     for repeat in range(repeats):
         order = list(sides) if repeat % 2 else list(sides)[::-1]
@@ -224,6 +236,6 @@ def _alternate(sides: dict[str, Callable[[], Tensor]], repeats: int) -> dict[str
     return seconds
 
 
-def _row(name: str, values: list[float], unit: str, target: float | None = None) -> Row:
-    """Median with spread."""
+def median_row(name: str, values: list[float], unit: str, target: float | None = None) -> Row:
+    """A row of the median of ``values`` with its spread."""
     return Row(name, statistics.median(values), unit, target, min=min(values), max=max(values))

@@ -22,9 +22,8 @@ from skyreels_rt.types import PartState, Timeline
 
 def to_video_tensor(frames: NDArray[np.uint8], vae: VideoVAE) -> Tensor:
     """Frames uint8 (F, H, W, 3) as the VAE takes them: (1, 3, F, H, W) in [-1, 1]."""
-    weight = next(vae.parameters())
     video = torch.from_numpy(frames).permute(3, 0, 1, 2).unsqueeze(0)
-    return (video.to(weight.device, torch.float32) / 127.5 - 1).to(weight.dtype)
+    return (video.to(vae.device, torch.float32) / 127.5 - 1).to(vae.dtype)
 
 
 def encode_portrait(portrait: NDArray[np.uint8], vae: VideoVAE) -> Tensor:
@@ -221,7 +220,7 @@ class ConditionTrack:
             reference_latents=self._reference,
             given_latents=given,
             given_mask=mask,
-        ).to(next(self._vae.parameters()).device)
+        ).to(self._vae.device)
 
     @property
     def has_source(self) -> bool:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from skyreels_rt.errors import InvalidArgument
 from skyreels_rt.kernels import teacache_gate
+from skyreels_rt.models.token_shard import TokenShard
 from skyreels_rt.models.transformer import SkyReelsTransformer
 from skyreels_rt.runtime.step_cache import ChangeGate, StepPlan
 
@@ -34,6 +35,10 @@ class BlockReuse:
         Guidance passes of a step.
     on_blocks : callable, optional
         Called after every run of the blocks; see :data:`OnBlocks`.
+    shard : TokenShard, optional
+        Tokens that this rank computes: the residuals are of those.
+    agree : callable, optional
+        Makes a decision that was taken on the picture that of all ranks of the window.
 
     Attributes
     ----------
@@ -47,12 +52,17 @@ class BlockReuse:
         plan: StepPlan | None,
         num_passes: int,
         on_blocks: OnBlocks | None = None,
+        *,
+        shard: TokenShard | None = None,
+        agree: Callable[[bool], bool] | None = None,
     ) -> None:
         self.computed: list[bool] = []
         self._transformer = transformer
         self._plan = plan
         self._residuals: list[Tensor | None] = [None] * num_passes
         self._on_blocks = on_blocks
+        self._shard = shard
+        self._agree = agree
         self._keeps = on_blocks is not None
         self._previous: Tensor | None = None
         self._accumulated: Tensor | None = None
@@ -101,8 +111,11 @@ class BlockReuse:
         residual = self._residuals[index]
         if residual is None:
             model = self._transformer
-            shape = (1, model.num_tokens(*inputs.shape[2:]), model.config.dim)
-            residual = torch.empty(shape, dtype=model.dtype, device=model.device)
+            shard, count = self._shard, model.num_tokens(*inputs.shape[2:])
+            count = count if shard is None else shard.stop - shard.start
+            residual = torch.empty(
+                (1, count, model.config.dim), dtype=model.dtype, device=model.device
+            )
             self._residuals[index] = residual
         return residual
 
@@ -125,4 +138,4 @@ class BlockReuse:
             impl=model.plan.teacache_gate,
         )  # fmt: skip
         self._previous = signal
-        return bool(skip)
+        return bool(skip) if self._agree is None else self._agree(bool(skip))

@@ -16,9 +16,13 @@ from torch import Tensor
 
 from skyreels_rt.diffusion.blf import Group, Window
 from skyreels_rt.diffusion.schedule import FlowSchedule
-from skyreels_rt.diffusion.solvers import Solver
+from skyreels_rt.diffusion.solvers import Solver, SolverState
+from skyreels_rt.diffusion.window_share import WindowShare
+from skyreels_rt.distributed.mesh import Mesh
 from skyreels_rt.errors import Cancelled, InvalidArgument, NonFinite
 from skyreels_rt.kernels import Impl, blf_step, blf_velocity
+
+_NO_LATENT = -(2**62)
 
 Predict = Callable[[Window, Tensor, int, float], Tensor]
 """``predict(window, latents, step, timestep) -> velocities``.
@@ -29,7 +33,7 @@ in any floating dtype.
 """
 
 
-def denoise_group(
+def denoise_group(  # noqa: PLR0913 - everything that a step takes comes in here
     group: Group,
     predict: Predict,
     schedule: FlowSchedule,
@@ -43,6 +47,7 @@ def denoise_group(
     order: Sequence[int] | None = None,
     on_step: Callable[[int, int], None] | None = None,
     is_cancelled: Callable[[], bool] | None = None,
+    mesh: Mesh | None = None,
 ) -> Tensor:
     """Denoise the new latents of ``group``.
 
@@ -72,7 +77,11 @@ def denoise_group(
     on_step : callable, optional
         Called as ``on_step(done, num_steps)`` after each step.
     is_cancelled : callable, optional
-        Asked before each window of each step.
+        Asked before each window of each step; with a mesh once a step, and then every rank must
+        give the same answer (:meth:`skyreels_rt.distributed.mesh.Mesh.agreed`).
+    mesh : Mesh, optional
+        Ranks to spread the windows over. Every rank calls this with the same arguments and gets the
+        same latents, those of a single rank.
 
     Returns
     -------
@@ -84,50 +93,72 @@ def denoise_group(
     Cancelled
         ``is_cancelled`` returned True; nothing of the group is delivered.
     NonFinite
-        A step gave NaN or infinity; nothing of the group is delivered.
+        A step gave NaN or infinity on any rank; nothing of the group is delivered.
+    PeerFailed
+        Another rank left, or did not answer in time.
     InvalidArgument
         ``noise``, ``pinned`` or ``order`` do not fit the group, or velocities not their window.
     """
     clean = _checked_pinned(group, noise, pinned)
     sequence = _checked_order(group, order)
-    weights = weights.to(noise.device)
-    starts = [window.start - group.start for window in group.windows]
-    num_pinned = group.num_pinned
+    share = WindowShare(group) if mesh is None else WindowShare(group, mesh.axis("window"))
+    part = share.part
+    sequence = [index for index in sequence if index in share.own]
+    weights = weights[share.seen.start : share.seen.stop].to(noise.device)
+    starts = [window.start - part.start for window in part.windows]
+    num_pinned, noise, clean = part.num_pinned, share.of_part(noise), share.of_part(clean)
     latents, state = noise.clone(), solver.init()
     with torch.no_grad():
         for step, timestep in enumerate(schedule.timesteps):
             sigma = schedule.sigmas[step]
             latents[:, :num_pinned] = clean * (1.0 - sigma) + noise[:, :num_pinned] * sigma
             velocities: dict[int, Tensor] = {}
+            if mesh is not None:
+                _stop_if(is_cancelled, step, schedule)
             for index in sequence:
-                if is_cancelled is not None and is_cancelled():
-                    raise Cancelled(
-                        f"Cancelled at step {step + 1} of {schedule.num_steps}.", stage="denoise"
-                    )
-                part = _part(latents, group, index)
-                velocities[index] = predict(group.windows[index], part, step, timestep)
-            fusion = ([velocities[k] for k in range(len(starts))], starts, weights, guidance)
-            delta = solver.euler_delta(step)
-            if delta is not None:
-                latents = blf_step(latents, *fusion, delta, num_pinned=num_pinned, impl=impl)
-            else:
-                velocity = blf_velocity(*fusion, length=group.length, impl=impl)
-                new, state = solver.step(
-                    step, latents[:, num_pinned:], velocity[:, num_pinned:], state
+                if mesh is None:
+                    _stop_if(is_cancelled, step, schedule)
+                window = group.windows[index]
+                velocities[index] = predict(
+                    window, _latents_of(window, latents, part), step, timestep
                 )
-                # A new tensor: the state may hold a view of the old one.
-                latents = torch.cat([latents[:, :num_pinned], new], dim=1)
+            fusion = (share.exchange(velocities), starts, weights, guidance)
+            if part.windows:  # else an idle rank: there are fewer windows than ranks
+                latents, state = _stepped(latents, fusion, step, solver, state, num_pinned, impl)
             # This host read also keeps cancellation and progress honest on a GPU.
-            _check_finite(latents[:, num_pinned:], group, step, schedule.num_steps)
+            _check_finite(latents[:, num_pinned:], part, step, schedule.num_steps, mesh)
             if on_step is not None:
                 on_step(step + 1, schedule.num_steps)
-    return latents[:, num_pinned:]
+        return share.gather(latents)
 
 
-def _part(latents: Tensor, group: Group, index: int) -> Tensor:
+def _stepped(
+    latents: Tensor,
+    fusion: tuple[list[Tensor], list[int], Tensor, Sequence[float]],
+    step: int,
+    solver: Solver,
+    state: SolverState,
+    num_pinned: int,
+    impl: Impl,
+) -> tuple[Tensor, SolverState]:
+    """Latents behind a step on the fused velocity, and the solver's memory."""
+    delta = solver.euler_delta(step)
+    if delta is not None:
+        return blf_step(latents, *fusion, delta, num_pinned=num_pinned, impl=impl), state
+    velocity = blf_velocity(*fusion, length=latents.shape[1], impl=impl)
+    new, state = solver.step(step, latents[:, num_pinned:], velocity[:, num_pinned:], state)
+    # A new tensor: the state may hold a view of the old one.
+    return torch.cat([latents[:, :num_pinned], new], dim=1), state
+
+
+def _stop_if(is_cancelled: Callable[[], bool] | None, step: int, schedule: FlowSchedule) -> None:
+    if is_cancelled is not None and is_cancelled():
+        raise Cancelled(f"Cancelled at step {step + 1} of {schedule.num_steps}.", stage="denoise")
+
+
+def _latents_of(window: Window, latents: Tensor, part: Group) -> Tensor:
     """One window's latents, contiguous for all alike: kernels may choose their path by strides."""
-    window = group.windows[index]
-    return latents[:, window.start - group.start : window.stop - group.start].contiguous()
+    return latents[:, window.start - part.start : window.stop - part.start].contiguous()
 
 
 def _checked_pinned(group: Group, noise: Tensor, pinned: Tensor | None) -> Tensor:
@@ -157,16 +188,21 @@ def _checked_order(group: Group, order: Sequence[int] | None) -> Sequence[int]:
     return order
 
 
-def _check_finite(latents: Tensor, group: Group, step: int, num_steps: int) -> None:
-    """Raise if a new latent is NaN or infinite, naming the step and the first such latent."""
+def _check_finite(
+    latents: Tensor, part: Group, step: int, num_steps: int, mesh: Mesh | None
+) -> None:
+    """Raise if a new latent of any rank is NaN or infinite, naming the step and the first such."""
     finite_CFHW = torch.isfinite(latents)
-    if bool(finite_CFHW.all()):
-        return
-    finite_F = finite_CFHW.all(dim=3).all(dim=2).all(dim=0)
-    first = int((~finite_F).to(torch.int64).argmax())
-    raise NonFinite(
-        f"Step {step + 1} of {num_steps} gave NaN or infinity, first at latent "
-        f"{group.emitted + first}.",
-        stage="denoise",
-        hint="Check the inputs, or compute in a wider dtype.",
-    )
+    bad = -1
+    if not bool(finite_CFHW.all()):
+        finite_F = finite_CFHW.all(dim=3).all(dim=2).all(dim=0)
+        bad = part.emitted + int((~finite_F).to(torch.int64).argmax())
+    if mesh is not None:  # all stop together; the first latent is the largest negative number
+        worst = mesh.largest(_NO_LATENT if bad < 0 else -bad)
+        bad = -1 if worst == _NO_LATENT else -worst
+    if bad >= 0:
+        raise NonFinite(
+            f"Step {step + 1} of {num_steps} gave NaN or infinity, first at latent {bad}.",
+            stage="denoise",
+            hint="Check the inputs, or compute in a wider dtype.",
+        )

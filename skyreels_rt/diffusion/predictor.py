@@ -11,8 +11,11 @@ from torch import Tensor
 from skyreels_rt.diffusion.blf import Group, Window
 from skyreels_rt.diffusion.block_reuse import BlockReuse, OnBlocks
 from skyreels_rt.diffusion.guidance import GuidancePass
+from skyreels_rt.distributed.axis import share_bounds, split_evenly
+from skyreels_rt.distributed.mesh import Mesh
+from skyreels_rt.distributed.usp import SequenceShard
 from skyreels_rt.models.attention import KeysValues
-from skyreels_rt.models.audio_adapter import AudioContext
+from skyreels_rt.models.audio_adapter import AudioContext, SegmentedAudio
 from skyreels_rt.models.transformer import ContextCache, SkyReelsTransformer
 from skyreels_rt.runtime.step_cache import StepPlan
 
@@ -85,6 +88,9 @@ class WindowPredictor:
         guidance pass, in this object, so for one group.
     observe : callable, optional
         From a window to what is called after each of its runs of the blocks, for measurements.
+    mesh : Mesh, optional
+        Ranks that share the passes and the tokens of a window. Every rank of the mesh's ``pass``
+        axis calls for the same windows and gets the same velocities.
     """
 
     def __init__(
@@ -100,10 +106,17 @@ class WindowPredictor:
         slot: LeadingSlot | None = None,
         steps: StepPlan | None = None,
         observe: Callable[[Window], OnBlocks] | None = None,
+        mesh: Mesh | None = None,
     ) -> None:
         self._transformer = transformer
         self._group = group
+        self._mesh = mesh
+        self._num_passes = [len(passes)]
         self._passes = tuple(passes)
+        if mesh is not None:
+            axis = mesh.axis("guidance")
+            self._num_passes = list(split_evenly(len(passes), axis.size))
+            self._passes = self._passes[slice(*share_bounds(self._num_passes)[axis.index])]
         self._prompt = prompt
         self._channels = channels
         self._tokens = {True: tokens, False: silent_tokens}
@@ -111,8 +124,9 @@ class WindowPredictor:
         self._steps = steps
         self._observe = observe
         self._reuse: dict[Window, BlockReuse] = {}
-        self._audio: dict[tuple[Window, bool], tuple[AudioContext, ...]] = {}
+        self._audio: dict[tuple[Window, bool], tuple[AudioContext | SegmentedAudio, ...]] = {}
         self._rope: dict[int, tuple[Tensor, Tensor]] = {}
+        self._shards: dict[int, SequenceShard] = {}
 
     def __call__(self, window: Window, latents: Tensor, step: int, timestep: float) -> Tensor:
         """Velocities (P, C, len, h, w) of ``latents`` (C, len, h, w), one per guidance pass."""
@@ -121,22 +135,50 @@ class WindowPredictor:
         frames, height, width = inputs.shape[2:]
         if frames not in self._rope:
             self._rope[frames] = model.rope(frames, height, width)
+        shard = self._shard(model.num_tokens(frames, height, width))
         time = torch.tensor([timestep], dtype=torch.float64)
         if window not in self._reuse:
-            on_blocks = self._observe(window) if self._observe is not None else None
-            self._reuse[window] = BlockReuse(model, self._steps, len(self._passes), on_blocks)
+            self._reuse[window] = self._new_reuse(window, shard)
         reuse = self._reuse[window]
         reuse.begin(step, inputs, time)
         velocities = []
         for index, guidance_pass in enumerate(self._passes):
-            context = self._context(window, guidance_pass)
+            context = self._context(window, guidance_pass, shard)
             velocity = model(
                 inputs, time, context, self._rope[frames],
-                reuse=reuse.reused(index), keep=reuse.kept(index, inputs),
+                reuse=reuse.reused(index), keep=reuse.kept(index, inputs), shard=shard,
             )  # fmt: skip
             reuse.report(index, inputs, time)
             velocities.append(velocity[:, :, 1:] if self._slot is not None else velocity)
-        return torch.cat(velocities)
+        return self._of_all_passes(velocities, latents)
+
+    def _of_all_passes(self, velocities: list[Tensor], latents: Tensor) -> Tensor:
+        """Velocities (P, C, len, h, w) from those of this rank's passes."""
+        if self._mesh is None or self._mesh.axis("guidance").size == 1:
+            return torch.cat(velocities)
+        shape = (self._transformer.config.out_channels, *latents.shape[1:])
+        own = latents.new_empty((0, *shape), dtype=self._transformer.dtype)
+        own = torch.cat(velocities) if velocities else own
+        shapes = [(count, *shape) for count in self._num_passes]
+        return torch.cat(self._mesh.axis("guidance").all_gather(own, shapes))
+
+    def _shard(self, num_tokens: int) -> SequenceShard | None:
+        """The rank's share of a window's tokens; None for all of them."""
+        if self._mesh is None or self._mesh.axis("sequence").size == 1:
+            return None
+        if num_tokens not in self._shards:
+            self._shards[num_tokens] = SequenceShard(self._mesh, num_tokens)
+        return self._shards[num_tokens]
+
+    def _new_reuse(self, window: Window, shard: SequenceShard | None) -> BlockReuse:
+        return BlockReuse(
+            self._transformer,
+            self._steps,
+            len(self._passes),
+            self._observe(window) if self._observe is not None else None,
+            shard=shard,
+            agree=None if self._mesh is None else self._mesh.axis("pass").from_first,
+        )
 
     def computed_steps(self, window: Window) -> tuple[bool, ...]:
         """For every step a window took so far, whether it ran the blocks."""
@@ -152,7 +194,9 @@ class WindowPredictor:
         frames = torch.cat([noised, latents], dim=1)
         return torch.cat([frames, self._slot.channels[:, : frames.shape[1]]])
 
-    def _context(self, window: Window, guidance_pass: GuidancePass) -> ContextCache:
+    def _context(
+        self, window: Window, guidance_pass: GuidancePass, shard: SequenceShard | None
+    ) -> ContextCache:
         prompt = self._prompt.positive if guidance_pass.text else self._prompt.negative
         tokens = self._tokens[guidance_pass.audio]
         if tokens is None:
@@ -163,7 +207,7 @@ class WindowPredictor:
             heard = tokens[window.start - first : window.stop - first]
             if self._slot is not None:
                 heard = torch.cat([self._slot_tokens(window, guidance_pass), heard])
-            self._audio[key] = self._transformer.audio_context(heard.unsqueeze(0))
+            self._audio[key] = self._transformer.audio_context(heard.unsqueeze(0), shard)
         return ContextCache(prompt, self._prompt.image, self._audio[key])
 
     def _slot_tokens(self, window: Window, guidance_pass: GuidancePass) -> Tensor:

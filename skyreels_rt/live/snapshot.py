@@ -26,6 +26,7 @@ def model_fingerprint(parts: Components) -> str:
     """Tell models apart: hash of the sizes, the number type and some values of every weight."""
     digest = hashlib.sha256()
     facts = [asdict(parts.transformer.config), asdict(parts.generation), str(parts.dtype)]
+    facts.append(parts.vae.runner)
     digest.update(json.dumps(facts, sort_keys=True, default=str).encode())
     for model in (parts.transformer, parts.vae):
         for name, weight in model.named_parameters():

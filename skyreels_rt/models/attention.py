@@ -19,7 +19,8 @@ from skyreels_rt.kernels import (
     dense_attention,
     qk_norm_rope,
 )
-from skyreels_rt.models.fp8_linear import shared_rows
+from skyreels_rt.models.fp8_linear import QuantizedRows, shared_rows
+from skyreels_rt.models.token_shard import TokenShard
 
 KeysValues = tuple[Tensor, Tensor]
 """Keys and values ready for attention, shape (B, N, S, K) each."""
@@ -75,7 +76,13 @@ class SelfAttention(nn.Module):
         self.norm_k = RMSNorm(dim, eps=config.eps)
         self.eps = config.eps
 
-    def forward(self, x_BLD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(
+        self,
+        x_BLD: Tensor | QuantizedRows,
+        cos: Tensor,
+        sin: Tensor,
+        shard: TokenShard | None = None,
+    ) -> Tensor:
         """Attention output before gate and residual, shape (B, L, D).
 
         Parameters
@@ -83,7 +90,9 @@ class SelfAttention(nn.Module):
         x_BLD : Tensor, shape (B, L, D)
             Normalised and modulated tokens.
         cos, sin : Tensor, shape (L, K/2), float32
-            Tables of :func:`skyreels_rt.models.rope.rope_tables`.
+            Tables of :func:`skyreels_rt.models.rope.rope_tables`, of the same tokens.
+        shard : TokenShard, optional
+            The tokens' place among those of other ranks.
         """
         rows = shared_rows(x_BLD, self.q, self.k, self.v)
         q, k = qk_norm_rope(
@@ -97,13 +106,13 @@ class SelfAttention(nn.Module):
             num_heads=self.num_heads,
             impl=self.plan.qk_norm_rope,
         )
-        attended = dense_attention(
-            _heads(q, self.num_heads),
-            _heads(k, self.num_heads),
-            _heads(self.v(rows), self.num_heads),
-            backend=self.plan.attention,
-        )
-        out: Tensor = self.o(_merge(attended))
+        v, backend = self.v(rows), self.plan.attention
+        if shard is not None:
+            attended = shard.attend(q, k, v, self.num_heads, backend)
+        else:
+            heads = (_heads(x, self.num_heads) for x in (q, k, v))
+            attended = _merge(dense_attention(*heads, backend=backend))
+        out: Tensor = self.o(attended)
         return out
 
 
@@ -158,7 +167,7 @@ class CrossAttention(nn.Module):
 
     def forward(
         self,
-        x_BLD: Tensor,
+        x_BLD: Tensor | QuantizedRows,
         text: KeysValues,
         image: KeysValues | None,
         audio: SharedQueryAudio | None = None,

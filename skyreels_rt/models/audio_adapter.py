@@ -9,7 +9,8 @@ attention is part of :class:`skyreels_rt.models.attention.CrossAttention`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -26,11 +27,46 @@ from skyreels_rt.kernels import (
 )
 from skyreels_rt.models.attention import SharedQueryAudio
 from skyreels_rt.models.fp8_linear import is_quantized
+from skyreels_rt.models.token_shard import FrameSegment
 from skyreels_rt.runtime.memory import keeps_audio_fold
 from skyreels_rt.types import Timeline
 
-AudioContext = tuple[Tensor, Tensor] | AudioFold | SharedQueryAudio
-"""What a block attends to: keys and values (B, F, M, D), or the projections folded into them."""
+OwnQueryAudio = tuple[Tensor, Tensor] | AudioFold
+"""Keys and values (B, F, M, D), or the projections folded into them."""
+
+AudioContext = OwnQueryAudio | SharedQueryAudio
+"""What a block attends to, by the adapter's kind."""
+
+
+@dataclass(frozen=True)
+class SegmentedAudio:
+    """What a block attends to where a rank holds only some of a window's tokens.
+
+    Attributes
+    ----------
+    lengths : tuple of int
+        Tokens of each segment (:func:`skyreels_rt.models.token_shard.frame_segments`).
+    contexts : tuple of OwnQueryAudio
+        Audio of each segment's frames.
+    """
+
+    lengths: tuple[int, ...]
+    contexts: tuple[OwnQueryAudio, ...]
+
+    @classmethod
+    def of_frames(cls, context: OwnQueryAudio, segments: Sequence[FrameSegment]) -> SegmentedAudio:
+        """Cut the context of the frames that ``segments`` touch; views."""
+        first = segments[0].first_frame
+        frames = [slice(s.first_frame - first, s.stop_frame - first) for s in segments]
+        cuts: tuple[OwnQueryAudio, ...]
+        if isinstance(context, AudioFold):
+            m, c, u = context.m, context.c, context.u
+            cuts = tuple(AudioFold(m[:, f], c[:, f], u[:, f], context.tokens) for f in frames)
+        else:
+            keys, values = context
+            cuts = tuple((keys[:, f], values[:, f]) for f in frames)
+        return cls(tuple(s.num_tokens for s in segments), cuts)
+
 
 FeatureReader = Callable[[int, int], Tensor]
 """``read(first_frame, stop_frame)`` -> features (n, S, L, D); frames before 0 repeat frame 0."""

@@ -12,6 +12,7 @@ are multiplied in float32, so that only the order of the sum differs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple, cast
 
 import torch
@@ -109,12 +110,23 @@ def is_quantized(layer: nn.Module) -> bool:
     return isinstance(layer, Fp8Linear)
 
 
-def shared_rows(x: Tensor, *layers: nn.Module) -> Tensor | QuantizedRows:
+def shared_rows(x: Tensor | QuantizedRows, *layers: nn.Module) -> Tensor | QuantizedRows:
     """Quantise what several layers read once for all, if all of them multiply in e4m3."""
-    if not multiply_rows(*layers):
+    if isinstance(x, QuantizedRows) or not multiply_rows(*layers):
         return x
     first = cast("Fp8Linear", layers[0])
     return first.quantized(x)
+
+
+def join_rows(parts: Sequence[Tensor | QuantizedRows]) -> Tensor | QuantizedRows:
+    """Runs of tokens (B, l, K), all quantised or none, behind each other: (B, L, K)."""
+    plain = [part for part in parts if isinstance(part, Tensor)]
+    if plain:
+        return torch.cat(plain, dim=1)
+    values, scales = zip(*parts, strict=True)
+    # As bytes: not every device joins 8-bit floats.
+    joined = torch.cat([part.view(torch.uint8) for part in values], dim=1)
+    return QuantizedRows(joined.view(values[0].dtype), torch.cat(scales, dim=1))
 
 
 def multiply_rows(*layers: nn.Module) -> bool:

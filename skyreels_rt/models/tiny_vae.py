@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -18,8 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from skyreels_rt.config import TinyVAEConfig
-from skyreels_rt.models.vae import CacheShape, StepCaches, VideoVAE
+from skyreels_rt.models.vae import CacheShape, StepCaches, TorchVAE
 from skyreels_rt.models.vae_blocks import split_time
+from skyreels_rt.models.vae_pieces import DecoderPiece, run_pieces
 
 HALVES_TIME = (False, True, True)
 """Whether each of the three spatial halvings, from the pixel side, also halves time."""
@@ -151,27 +153,26 @@ class Decoder(nn.Module):
         self.scales = (2, 2, 1 if config.patch_size == 2 else 2)
         self.conv_out = FrameConv(dims[-1], 3 * config.patch_size**2)
 
-    def forward(self, latents: Tensor, caches: StepCaches) -> Tensor:
-        """Frames (B, 3, 4, H, W) of ``latents``, shape (B, C, 1, h, w)."""
-        x = self.conv_in(latents)
+    def pieces(self) -> list[DecoderPiece]:
+        """Blocks and the ways up between levels; frames (B, 3, 4, H, W) come out of the last."""
+        pieces = [DecoderPiece(lambda x, _, __: self.conv_in(x), 0, (self.conv_in,), 1)]
+        frames, places = 1, 1
         stages = zip(self.levels, self.grows, self.ups, self.scales, strict=True)
         for level, grow, up, scale in stages:
             for block in cast(nn.ModuleList, level):
-                x = block(x, caches)
-            conv = cast(FrameConv, up)
-            x = F.silu(x)
-            if isinstance(grow, FrameConv):
-                x = split_time(grow(x))
-            if scale > 1:
-                large = F.interpolate(_fold(x), scale_factor=float(scale), mode="nearest")
-                x = _unfold(large, x.shape[0])
-            x = conv(x)
+                pieces.append(_block_piece(cast(MemoryBlock, block), frames * places))
+            frames *= 2 if isinstance(grow, FrameConv) else 1
+            places *= scale**2
+            pieces.append(_way_up(grow, cast(FrameConv, up), scale, frames * places))
+        return [*pieces, DecoderPiece(self._to_pixels, 0, (self.conv_out,), frames * places)]
+
+    def _to_pixels(self, x: Tensor, latents: Tensor, caches: StepCaches) -> Tensor:  # noqa: ARG002
         y = _split_pixels(self.conv_out(F.silu(x)), self.patch_size)
         coarse = F.interpolate(_fold(latents[:, :3]), scale_factor=float(_CELL), mode="nearest")
         return y + _unfold(coarse, latents.shape[0])
 
 
-class TinyVAE(VideoVAE):
+class TinyVAE(TorchVAE):
     """Small causal VAE for small models and previews; trainable through ``encode`` and ``decode``.
 
     A lone first frame is encoded as a group of four equal frames; of the first decoded group only
@@ -211,9 +212,37 @@ class TinyVAE(VideoVAE):
         latents: Tensor = self.encoder(frames, caches)
         return latents
 
+    def decoder_pieces(self) -> tuple[DecoderPiece, ...]:
+        """Parts of the decoder that may run on different ranks."""
+        *pieces, last = self.decoder.pieces()
+
+        def run_last(x: Tensor, latents: Tensor, caches: StepCaches) -> Tensor:
+            frames = last.run(x, latents, caches)
+            return frames[:, :, -1:] if caches.is_first else frames
+
+        return (*pieces, replace(last, run=run_last))
+
     def _decode_raw(self, latents: Tensor, caches: StepCaches) -> Tensor:
-        frames: Tensor = self.decoder(latents, caches)
-        return frames[:, :, -1:] if caches.is_first else frames
+        return run_pieces(self.decoder_pieces(), latents, latents, caches)
+
+
+def _block_piece(block: MemoryBlock, places: int) -> DecoderPiece:
+    return DecoderPiece(lambda x, _, caches: block(x, caches), 1, (block,), places)
+
+
+def _way_up(grow: nn.Module, up: FrameConv, scale: int, places: int) -> DecoderPiece:
+    """From one level of the decoder to the next."""
+
+    def run(x: Tensor, latents: Tensor, caches: StepCaches) -> Tensor:  # noqa: ARG001
+        x = F.silu(x)
+        if isinstance(grow, FrameConv):
+            x = split_time(grow(x))
+        if scale > 1:
+            large = F.interpolate(_fold(x), scale_factor=float(scale), mode="nearest")
+            x = _unfold(large, x.shape[0])
+        return cast(Tensor, up(x))
+
+    return DecoderPiece(run, 0, (up,), places)
 
 
 def _start_small(vae: nn.Module) -> None:

@@ -21,20 +21,27 @@ from torch import Tensor, nn
 from skyreels_rt.config import TransformerConfig
 from skyreels_rt.errors import InvalidArgument
 from skyreels_rt.kernels import (
-    AudioFold,
     KernelPlan,
     gate_residual_norm_modulate,
+    gate_residual_norm_modulate_quantize,
     norm_modulate,
     norm_modulate_quantize,
     residual_apply,
     residual_store,
 )
 from skyreels_rt.models.attention import CrossAttention, KeysValues, SelfAttention, SharedQueryAudio
-from skyreels_rt.models.audio_adapter import AudioContext, AudioCrossAttention, build_packer
+from skyreels_rt.models.audio_adapter import (
+    AudioContext,
+    AudioCrossAttention,
+    OwnQueryAudio,
+    SegmentedAudio,
+    build_packer,
+)
 from skyreels_rt.models.embeddings import ImageEmbedding, sinusoid
 from skyreels_rt.models.feed_forward import FeedForward
-from skyreels_rt.models.fp8_linear import QuantizedRows, multiply_rows
+from skyreels_rt.models.fp8_linear import QuantizedRows, join_rows, multiply_rows
 from skyreels_rt.models.rope import rope_tables
+from skyreels_rt.models.token_shard import TokenShard, frame_segments
 from skyreels_rt.runtime.offload import BlockOffload
 
 SIGMA_FLOOR = 1e-3
@@ -57,12 +64,13 @@ class ContextCache:
     image : tuple of KeysValues or None
         Portrait tokens of the image branch.
     audio : tuple of AudioContext or None
-        Audio tokens; None runs the blocks without their audio part.
+        Audio tokens; None runs the blocks without their audio part. Cut into segments where a rank
+        holds only some of the video tokens.
     """
 
     text: tuple[KeysValues, ...]
     image: tuple[KeysValues, ...] | None = None
-    audio: tuple[AudioContext, ...] | None = None
+    audio: tuple[AudioContext | SegmentedAudio, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -73,20 +81,33 @@ class Affine:
     ----------
     weight, bias : Tensor, shape (B or 1, 1, D), float32
         From the modulation (adaLN) or a norm's own parameters.
+    quantized : bool
+        Whether what reads the result multiplies in 8 bits, and gets it so.
     """
 
     weight: Tensor
     bias: Tensor
+    quantized: bool = False
 
     @classmethod
-    def of_rows(cls, modulation: Tensor, first: int) -> Affine:
+    def of_rows(cls, modulation: Tensor, first: int, *readers: nn.Module) -> Affine:
         """Rows ``first`` (shift) and ``first + 1`` (1 + scale) of a modulation (B, rows, D)."""
-        return cls(modulation[:, first + 1 : first + 2], modulation[:, first : first + 1])
+        shift, scale = modulation[:, first : first + 1], modulation[:, first + 1 : first + 2]
+        return cls(scale, shift, bool(readers) and multiply_rows(*readers))
 
     @classmethod
-    def of_norm(cls, norm: nn.LayerNorm) -> Affine:
+    def of_norm(cls, norm: nn.LayerNorm, *readers: nn.Module) -> Affine:
         """A LayerNorm's own parameters."""
-        return cls(norm.weight.float()[None, None], norm.bias.float()[None, None])
+        weight, bias = norm.weight.float()[None, None], norm.bias.float()[None, None]
+        return cls(weight, bias, bool(readers) and multiply_rows(*readers))
+
+
+def normalised(x: Tensor, norm: Affine, eps: float, plan: KernelPlan) -> Tensor | QuantizedRows:
+    """Tokens (B, L, D) normalised, in 8 bits where ``norm`` says so."""
+    if norm.quantized:
+        impl = plan.norm_modulate_quantize
+        return QuantizedRows(*norm_modulate_quantize(x, norm.weight, norm.bias, eps=eps, impl=impl))
+    return norm_modulate(x, norm.weight, norm.bias, eps=eps, impl=plan.norm_modulate)
 
 
 class TransformerBlock(nn.Module):
@@ -117,13 +138,14 @@ class TransformerBlock(nn.Module):
     def forward(
         self,
         x_BLD: Tensor,
-        normed_BLD: Tensor,
+        normed_BLD: Tensor | QuantizedRows,
         modulation_B6D: Tensor,
         following: Affine,
         rope: tuple[Tensor, Tensor],
         context: ContextCache,
         index: int,
-    ) -> tuple[Tensor, Tensor]:
+        shard: TokenShard | None = None,
+    ) -> tuple[Tensor, Tensor | QuantizedRows]:
         """Tokens after this block, and the same normalised for what follows, (B, L, D) each.
 
         Every residual addition is fused with the norm after it, also across blocks.
@@ -131,7 +153,7 @@ class TransformerBlock(nn.Module):
         Parameters
         ----------
         x_BLD, normed_BLD : Tensor, shape (B, L, D)
-            Video tokens, and the same normalised by this block's modulation.
+            Video tokens, and the same normalised by this block's modulation, or that in 8 bits.
         modulation_B6D : Tensor, shape (B, 6, D), float32
             This block's rows, as :meth:`SkyReelsTransformer.modulation` gives them.
         following : Affine
@@ -142,11 +164,14 @@ class TransformerBlock(nn.Module):
             Keys and values of all blocks.
         index : int
             This block's entry in ``context``.
+        shard : TokenShard, optional
+            The tokens' place among those of other ranks.
         """
         gate, ffn_gate = modulation_B6D[:, 2:3], modulation_B6D[:, 5:6]
-        ffn_norm = Affine.of_rows(modulation_B6D, 3)
-        y = self.self_attn(normed_BLD, *rope)
-        x, normed = self._add_and_norm(x_BLD, y, gate, Affine.of_norm(self.norm3))
+        ffn_norm = Affine.of_rows(modulation_B6D, 3, self.ffn[0])
+        y = self.self_attn(normed_BLD, *rope, shard)
+        text_norm = Affine.of_norm(self.norm3, self.cross_attn.q)
+        x, normed = self._add_and_norm(x_BLD, y, gate, text_norm)
         image = context.image[index] if context.image is not None else None
         audio = context.audio[index] if context.audio is not None else None
         if audio is None or isinstance(audio, SharedQueryAudio):
@@ -159,29 +184,34 @@ class TransformerBlock(nn.Module):
         return self._add_and_norm(x, self.ffn(heard), ffn_gate, following)
 
     def _hear(
-        self, x: Tensor, normed: Tensor, audio: KeysValues | AudioFold, norm: Affine
+        self,
+        x: Tensor,
+        normed: Tensor | QuantizedRows,
+        audio: OwnQueryAudio | SegmentedAudio,
+        norm: Affine,
     ) -> tuple[Tensor, Tensor | QuantizedRows]:
+        assert isinstance(normed, Tensor)  # norm_x names no readers
+        if isinstance(audio, SegmentedAudio):
+            runs = (x.split(audio.lengths, dim=1), normed.split(audio.lengths, dim=1))
+            heard = [self._hear(*run, norm) for run in zip(*runs, audio.contexts, strict=True)]
+            xs, norms = zip(*heard, strict=True)
+            return torch.cat(xs, dim=1), join_rows(norms)
         attention = self.audio_cross_attn
         fold = attention.fold(audio)
         if fold is None:
             return self._add_and_norm(x, attention(normed, audio), None, norm)
         x = attention.add(x, normed, fold)  # the matrix product adds for nothing
-        return x, self._norm_for_ffn(x, norm)
-
-    def _norm_for_ffn(self, x: Tensor, norm: Affine) -> Tensor | QuantizedRows:
-        """Normalised tokens, in 8 bits where the feed-forward reads them so."""
-        if multiply_rows(self.ffn[0]):
-            return QuantizedRows(
-                *norm_modulate_quantize(
-                    x, norm.weight, norm.bias,
-                    eps=self.eps, impl=self.plan.norm_modulate_quantize,
-                )
-            )  # fmt: skip
-        return norm_modulate(x, norm.weight, norm.bias, eps=self.eps, impl=self.plan.norm_modulate)
+        return x, normalised(x, norm, self.eps, self.plan)
 
     def _add_and_norm(
         self, x: Tensor, y: Tensor, gate: Tensor | None, norm: Affine
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor | QuantizedRows]:
+        if norm.quantized:
+            x, values, scales = gate_residual_norm_modulate_quantize(
+                x, y, gate, norm.weight, norm.bias,
+                eps=self.eps, impl=self.plan.gate_residual_norm_modulate_quantize,
+            )  # fmt: skip
+            return x, QuantizedRows(values, scales)
         return gate_residual_norm_modulate(
             x, y, gate, norm.weight, norm.bias,
             eps=self.eps, impl=self.plan.gate_residual_norm_modulate,
@@ -305,8 +335,10 @@ class SkyReelsTransformer(nn.Module):
         blocks = self._each_block("cross_attn.")
         return tuple(block.cross_attn.image_keys_values(context) for block in blocks)
 
-    def audio_context(self, tokens_BFMC: Tensor) -> tuple[AudioContext, ...]:
-        """What every block attends to of audio tokens (B, F, M, C).
+    def audio_context(
+        self, tokens_BFMC: Tensor, shard: TokenShard | None = None
+    ) -> tuple[AudioContext | SegmentedAudio, ...]:
+        """What every block attends to of audio tokens (B, F, M, C); with a shard, of its frames.
 
         Raises
         ------
@@ -322,7 +354,12 @@ class SkyReelsTransformer(nn.Module):
             blocks = self._each_block("cross_attn.")
             return tuple(block.cross_attn.audio_keys_values(tokens) for block in blocks)
         blocks = self._each_block("audio_cross_attn.")
-        return tuple(block.audio_cross_attn.context(tokens) for block in blocks)
+        if shard is None:
+            return tuple(block.audio_cross_attn.context(tokens) for block in blocks)
+        cuts = frame_segments(shard.start, shard.stop, shard.num_tokens // tokens.shape[1])
+        tokens = tokens[:, cuts[0].first_frame : cuts[-1].stop_frame]
+        contexts = (block.audio_cross_attn.context(tokens) for block in blocks)
+        return tuple(SegmentedAudio.of_frames(context, cuts) for context in contexts)
 
     def rope(self, frames: int, height: int, width: int) -> tuple[Tensor, Tensor]:
         """Rotary tables for a window of ``frames x height x width`` latents."""
@@ -344,6 +381,7 @@ class SkyReelsTransformer(nn.Module):
         *,
         reuse: Tensor | None = None,
         keep: Tensor | None = None,
+        shard: TokenShard | None = None,
     ) -> Tensor:
         """Velocity of a window.
 
@@ -362,6 +400,9 @@ class SkyReelsTransformer(nn.Module):
             ``context`` nor ``rope``.
         keep : Tensor, shape (B, L, D), the model's dtype, optional
             Overwritten with what the blocks added, for a later ``reuse``.
+        shard : TokenShard, optional
+            Tokens that this rank computes; ``context``, ``reuse`` and ``keep`` are of those alone.
+            Every rank gets the whole velocity.
 
         Returns
         -------
@@ -369,19 +410,23 @@ class SkyReelsTransformer(nn.Module):
             In the model's dtype.
         """
         _, _, frames, height, width = latents_BCFHW.shape
-        x_BLD = self._embed_inputs(latents_BCFHW, timestep)
+        x_BLD = self._embed_inputs(latents_BCFHW, timestep, shard)
         time_BD = self._embed_time(timestep)
         if reuse is not None:
             x_BLD = residual_apply(x_BLD, reuse, impl=self.plan.residual_apply)
             normed = self._norm(x_BLD, self.head.norm(time_BD))
         else:
-            rope = self.rope(frames, height, width) if rope is None else rope
+            cos, sin = self.rope(frames, height, width) if rope is None else rope
+            own = slice(None) if shard is None else slice(shard.start, shard.stop)
             if keep is not None:
                 keep.copy_(x_BLD)  # the blocks overwrite their input
-            x_BLD, normed = self._run_blocks(x_BLD, time_BD, context, rope)
+            x_BLD, normed = self._run_blocks(x_BLD, time_BD, context, (cos[own], sin[own]), shard)
             if keep is not None:
                 residual_store(keep, x_BLD, keep, impl=self.plan.residual_store)
-        output = self._join_patches(self.head(normed), frames, height, width)
+        patches = self.head(normed)
+        if shard is not None:
+            patches = shard.gather(patches)
+        output = self._join_patches(patches, frames, height, width)
         if self.config.prediction == "velocity":
             return output
         return self._velocity_from_residual(output, latents_BCFHW, timestep)
@@ -414,23 +459,30 @@ class SkyReelsTransformer(nn.Module):
         time_BD: Tensor,
         context: ContextCache,
         rope: tuple[Tensor, Tensor],
+        shard: TokenShard | None,
     ) -> tuple[Tensor, Tensor]:
         """Tokens behind all blocks, and the same normalised for the head."""
         modulations = self.modulation(self.time_projection(time_BD))
-        norms = [Affine.of_rows(rows, 0) for rows in modulations]
+        norms = [
+            Affine.of_rows(rows, 0, block.self_attn.q, block.self_attn.k, block.self_attn.v)
+            for rows, block in zip(modulations, self._blocks(), strict=True)
+        ]
         norms.append(self.head.norm(time_BD))
-        normed = self._norm(x_BLD, norms[0])
+        normed = normalised(x_BLD, norms[0], self.config.eps, self.plan)
         for index, block in enumerate(self._each_block()):
             x_BLD, normed = block(
-                x_BLD, normed, modulations[index], norms[index + 1], rope, context, index
+                x_BLD, normed, modulations[index], norms[index + 1], rope, context, index, shard
             )
+        assert isinstance(normed, Tensor)  # the head names no readers
         return x_BLD, normed
 
-    def _embed_inputs(self, latents: Tensor, timestep: Tensor) -> Tensor:
-        """Tokens (B, L, D) that enter the blocks."""
+    def _embed_inputs(
+        self, latents: Tensor, timestep: Tensor, shard: TokenShard | None = None
+    ) -> Tensor:
+        """Tokens (B, L, D) that enter the blocks; with a shard, its own."""
         if self.config.prediction == "reference_residual":
             latents = self._with_residual_estimate(latents, timestep)
-        return self._embed_patches(latents.to(self.dtype))
+        return self._embed_patches(latents.to(self.dtype), shard)
 
     def _embed_time(self, timestep: Tensor) -> Tensor:
         time = sinusoid(timestep.to(self.device), self.config.freq_dim)
@@ -489,7 +541,7 @@ class SkyReelsTransformer(nn.Module):
     def _blocks(self) -> list[TransformerBlock]:
         return [block for block in self.blocks if isinstance(block, TransformerBlock)]
 
-    def _embed_patches(self, latents: Tensor) -> Tensor:
+    def _embed_patches(self, latents: Tensor, shard: TokenShard | None) -> Tensor:
         """(B, C, F, H, W) -> tokens (B, L, D) in (frame, row, column) order."""
         batch, channels, frames, height, width = latents.shape
         patch_t, patch_h, patch_w = self.config.patch_size
@@ -504,6 +556,8 @@ class SkyReelsTransformer(nn.Module):
             patch_w,
         ).permute(0, 2, 4, 6, 1, 3, 5, 7)
         patches = patches.reshape(batch, -1, self.patch_values)
+        if shard is not None:
+            patches = patches[:, shard.start : shard.stop]
         return F.linear(patches, self.patch_embedding.weight.flatten(1), self.patch_embedding.bias)
 
     def _join_patches(self, x: Tensor, frames: int, height: int, width: int) -> Tensor:

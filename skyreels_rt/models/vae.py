@@ -14,13 +14,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from math import prod
-from typing import ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
 from skyreels_rt.errors import InvalidArgument
 from skyreels_rt.types import Timeline
+
+if TYPE_CHECKING:
+    from skyreels_rt.models.vae_pieces import DecoderPiece
 
 VAECache = tuple[Tensor, ...]
 """Memory of an encoder or a decoder between two steps; ``None`` in its place: no step yet."""
@@ -39,22 +42,50 @@ class StepCaches:
 
     Parameters
     ----------
-    previous : VAECache or None
-        What :meth:`finish` returned at the step before; None on the first step.
+    previous : list of Tensor or None
+        What :meth:`finish` returned at the step before, taken apart while it is read: a cache that
+        nobody else holds is freed when it was used. None on the first step.
     """
 
-    def __init__(self, previous: VAECache | None) -> None:
+    def __init__(self, previous: list[Tensor] | None) -> None:
         self.is_first = previous is None
-        self._unread = iter(previous or ())
+        self._unread = previous or []
+        self._unread.reverse()
         self._written: list[Tensor] = []
 
     def read(self) -> Tensor:
         """Next cache of the step before, shape (B, C, frames, H, W)."""
-        return next(self._unread).contiguous(memory_format=torch.channels_last_3d)
+        return self._unread.pop().contiguous(memory_format=torch.channels_last_3d)
 
     def write(self, cache: Tensor) -> None:
         """Store ``cache``, shape (B, C, frames, H, W), for the next step."""
         self._written.append(cache)
+
+    def exchange(self, x: Tensor, num_frames: int, *, repeat_first: bool = False) -> Tensor | None:
+        """The last ``num_frames`` frames of the step before; those of ``x`` take their place.
+
+        Parameters
+        ----------
+        x : Tensor, shape (B, C, F, H, W)
+            New activations, in channels-last order.
+        num_frames : int
+            Frames to remember.
+        repeat_first : bool
+            On the first step the frames before are copies of the first one, not zeros.
+
+        Returns
+        -------
+        Tensor, shape (B, C, num_frames, H, W), or None
+            None on the first step.
+        """
+        past = None if self.is_first else self.read()
+        count = x.shape[2]
+        if count < num_frames:
+            before = frames_before(x, num_frames, repeat_first) if past is None else past
+            self.write(torch.cat([before[:, :, count:], x], dim=2))
+        else:
+            self.write(last_frames(x, num_frames))
+        return past
 
     def prepend(self, x: Tensor, num_frames: int, *, repeat_first: bool = False) -> Tensor:
         """``x`` behind the last ``num_frames`` frames of the step before.
@@ -72,21 +103,23 @@ class StepCaches:
         -------
         Tensor, shape (B, C, num_frames + F, H, W)
         """
-        if self.is_first and repeat_first:
-            past = x[:, :, :1].expand(-1, -1, num_frames, -1, -1)
-        elif self.is_first:
-            batch, channels, _, height, width = x.shape
-            past = x.new_zeros((batch, channels, num_frames, height, width))
-            past = past.contiguous(memory_format=torch.channels_last_3d)
-        else:
-            past = self.read()
-        joined = torch.cat([past, x], dim=2)
-        self.write(last_frames(joined, num_frames))
-        return joined
+        past = self.exchange(x, num_frames, repeat_first=repeat_first)
+        if past is None:
+            past = frames_before(x, num_frames, repeat_first)
+        return torch.cat([past, x], dim=2)
 
     def finish(self) -> VAECache:
         """Everything written in this step."""
         return tuple(self._written)
+
+
+def frames_before(x: Tensor, num_frames: int, repeat_first: bool) -> Tensor:
+    """``num_frames`` frames before the first step's ``x``: zeros, or copies of its first frame."""
+    if repeat_first:
+        return x[:, :, :1].expand(-1, -1, num_frames, -1, -1)
+    batch, channels, _, height, width = x.shape
+    zeros = x.new_zeros((batch, channels, num_frames, height, width))
+    return zeros.contiguous(memory_format=torch.channels_last_3d)
 
 
 def last_frames(x: Tensor, num_frames: int) -> Tensor:
@@ -149,17 +182,43 @@ class VideoVAE(nn.Module, ABC):
         """Shapes of the decoder's caches for frames of ``height`` x ``width`` pixels."""
 
     @abstractmethod
-    def _encode_raw(self, frames: Tensor, caches: StepCaches) -> Tensor:
-        """Raw latents (B, C, 1, h, w) of the frames of one step."""
+    def _encode(self, frames: Tensor, cache: list[Tensor] | None) -> tuple[Tensor, VAECache]:
+        """Compute :meth:`encode_step`, its arguments checked; ``cache`` may be emptied."""
 
     @abstractmethod
-    def _decode_raw(self, latents: Tensor, caches: StepCaches) -> Tensor:
-        """Frames (B, 3, F, H, W), not clamped, of the raw latents of one step."""
+    def _decode(
+        self, latents: Tensor, cache: list[Tensor] | None, clamp: bool
+    ) -> tuple[Tensor, VAECache]:
+        """Compute :meth:`decode_step`, its arguments checked; ``cache`` may be emptied."""
+
+    def decoder_pieces(self) -> tuple[DecoderPiece, ...]:
+        """Parts of the decoder that may run on different ranks; none if it cannot be cut."""
+        return ()
+
+    def raw_latents(self, latents: Tensor) -> Tensor:
+        """Latents (B, C, 1, h, w) as the decoder takes them: not normalised, its type and order."""
+        raw = latents.float() * self.latents_std + self.latents_mean
+        return _channels_last(raw, self.dtype)
 
     @property
     def dtype(self) -> torch.dtype:
         """Data type of the weights; inputs are converted to it, outputs have it."""
         return next(self.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs are expected and outputs are."""
+        return self.latents_mean.device
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the weights."""
+        return sum(weight.numel() * weight.element_size() for weight in self.parameters())
+
+    @property
+    def runner(self) -> str:
+        """Who computes: two VAEs of equal weights and runners give equal bytes."""
+        return "torch"
 
     def encode_step(self, frames: Tensor, cache: VAECache | None = None) -> tuple[Tensor, VAECache]:
         """Encode the frames of one latent.
@@ -187,10 +246,7 @@ class VideoVAE(nn.Module, ABC):
         self._check_frames(frames, str(num_frames), frames.shape[2:3] == (num_frames,))
         height, width = frames.shape[-2:]
         _check_cache(cache, self.encoder_cache_shapes(height, width), frames.shape[0])
-        caches = StepCaches(cache)
-        raw = self._encode_raw(_channels_last(frames, self.dtype), caches)
-        latents = (raw.float() - self.latents_mean) / self.latents_std
-        return latents.to(self.dtype), caches.finish()
+        return self._encode(frames, _handed_over(cache))
 
     def decode_step(
         self, latents: Tensor, cache: VAECache | None = None, *, clamp: bool = True
@@ -222,10 +278,7 @@ class VideoVAE(nn.Module, ABC):
         self._check_latents(latents, "1", latents.shape[2:3] == (1,))
         height, width = (self.spatial_stride * size for size in latents.shape[-2:])
         _check_cache(cache, self.decoder_cache_shapes(height, width), latents.shape[0])
-        caches = StepCaches(cache)
-        raw = latents.float() * self.latents_std + self.latents_mean
-        frames = self._decode_raw(_channels_last(raw, self.dtype), caches)
-        return (frames.clamp(-1.0, 1.0) if clamp else frames), caches.finish()
+        return self._decode(latents, _handed_over(cache), clamp)
 
     def encode(self, frames: Tensor) -> Tensor:
         """Encode a clip: :meth:`encode_step` over its frames.
@@ -250,10 +303,12 @@ class VideoVAE(nn.Module, ABC):
         num_latents = timeline.num_latents(num_frames)
         fits = 0 < num_frames == timeline.num_frames(num_latents)
         self._check_frames(frames, f"{self.temporal_stride} * (n - 1) + 1", fits)
-        parts, cache = [], None
+        parts: list[Tensor] = []
+        cache: VAECache | None = None
         for index in range(num_latents):
             start, stop = timeline.first_frame(index), timeline.first_frame(index + 1)
-            latents, cache = self.encode_step(frames[:, :, start:stop], cache)
+            previous, cache = _handed_over(cache), None  # so that the step can free it
+            latents, cache = self._encode(frames[:, :, start:stop], previous)
             parts.append(latents)
         return torch.cat(parts, dim=2)
 
@@ -278,9 +333,11 @@ class VideoVAE(nn.Module, ABC):
             The shape does not fit.
         """
         self._check_latents(latents, "at least 1", latents.shape[2:3] > (0,))
-        parts, cache = [], None
+        parts: list[Tensor] = []
+        cache: VAECache | None = None
         for index in range(latents.shape[2]):
-            frames, cache = self.decode_step(latents[:, :, index : index + 1], cache, clamp=clamp)
+            previous, cache = _handed_over(cache), None  # so that the step can free it
+            frames, cache = self._decode(latents[:, :, index : index + 1], previous, clamp)
             parts.append(frames)
         return torch.cat(parts, dim=2)
 
@@ -331,6 +388,50 @@ class VideoVAE(nn.Module, ABC):
                 expected=f"shape (B, {self.latent_channels}, n, h, w) with n {count}",
                 got=tuple(latents.shape),
             )
+
+
+class TorchVAE(VideoVAE):
+    """A video VAE computed by torch modules.
+
+    Takes the arguments of :class:`VideoVAE`.
+    """
+
+    @abstractmethod
+    def _encode_raw(self, frames: Tensor, caches: StepCaches) -> Tensor:
+        """Raw latents (B, C, 1, h, w) of the frames of one step."""
+
+    @abstractmethod
+    def _decode_raw(self, latents: Tensor, caches: StepCaches) -> Tensor:
+        """Frames (B, 3, F, H, W), not clamped, of the raw latents of one step."""
+
+    def channels_last_weights(self) -> Self:
+        """Bring the weights of convolutions into channels-last order, in place.
+
+        Values and results stay the same. oneDNN copies weights of another order in every call,
+        which for small frames takes as long as the convolution.
+        """
+        for weight in self.parameters():
+            if weight.ndim == 5:
+                weight.data = weight.data.contiguous(memory_format=torch.channels_last_3d)
+        return self
+
+    def _encode(self, frames: Tensor, cache: list[Tensor] | None) -> tuple[Tensor, VAECache]:
+        caches = StepCaches(cache)
+        raw = self._encode_raw(_channels_last(frames, self.dtype), caches)
+        latents = (raw.float() - self.latents_mean) / self.latents_std
+        return latents.to(self.dtype), caches.finish()
+
+    def _decode(
+        self, latents: Tensor, cache: list[Tensor] | None, clamp: bool
+    ) -> tuple[Tensor, VAECache]:
+        caches = StepCaches(cache)
+        frames = self._decode_raw(self.raw_latents(latents), caches)
+        return (frames.clamp(-1.0, 1.0) if clamp else frames), caches.finish()
+
+
+def _handed_over(cache: VAECache | None) -> list[Tensor] | None:
+    """The tensors of ``cache`` for a step to use up."""
+    return None if cache is None else list(cache)
 
 
 def _column(values: tuple[float, ...], device: torch.device) -> Tensor:

@@ -14,11 +14,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from skyreels_rt.kernels import KernelPlan, rms_norm_silu
+from skyreels_rt.kernels import Impl, KernelPlan, causal_conv3d, rms_norm_silu
 from skyreels_rt.models.vae import CacheShape, StepCaches, last_frames
 
 TIME_CONTEXT = 2
 """Frames that a time kernel of 3 looks back."""
+
+
+MIN_OPERATOR_AREA = 32 * 32
+"""Pixels of a frame from which convolutions go through the operator ``causal_conv3d``.
+
+Below, there are too few tiles for the larger weight that it makes and reads.
+"""
 
 
 def conv3d(
@@ -93,6 +100,32 @@ class RMSNorm(nn.Module):
         return rms_norm_silu(x, self.gamma, silu=self.silu, impl=self.plan.rms_norm_silu)
 
 
+def through_operator(x: Tensor, weight: Tensor, impl: Impl, area: int) -> bool:
+    """Whether a convolution of ``x`` to frames of ``area`` pixels is faster by the operator.
+
+    Parameters
+    ----------
+    x : Tensor, shape (B, C, F, H, W)
+        Input.
+    weight : Tensor, shape (D, C, ...)
+        Kernel.
+    impl : Impl
+        ``plan.causal_conv3d``.
+    area : int
+        Rows times columns of the output.
+    """
+    return (
+        impl is Impl.CPP
+        and area >= MIN_OPERATOR_AREA
+        and x.dtype is torch.float32
+        and x.is_cpu
+        and weight.shape[0] % 16 == 0
+        and weight.shape[1] % 16 == 0
+        and not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad))
+        and not torch.compiler.is_compiling()
+    )
+
+
 class CausalConv3d(nn.Conv3d):
     """3 x 3 x 3 convolution that looks two frames back.
 
@@ -100,19 +133,38 @@ class CausalConv3d(nn.Conv3d):
     ----------
     in_channels, out_channels : int
         Widths.
+    plan : KernelPlan
+        Kernel implementations to use.
     """
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, plan: KernelPlan) -> None:
         super().__init__(in_channels, out_channels, 3, padding=(0, 1, 1))
+        self.impl = plan.causal_conv3d
 
-    def step(self, x: Tensor, caches: StepCaches) -> Tensor:
-        """Convolve the new frames ``x``, shape (B, C, F, H, W); F is 1 on the first step."""
-        if not caches.is_first:
+    def step(self, x: Tensor, caches: StepCaches, residual: Tensor | None = None) -> Tensor:
+        """Convolve the new frames ``x``, shape (B, C, F, H, W); F is 1 on the first step.
+
+        ``residual``, of the result's shape, is added.
+        """
+        if through_operator(x, self.weight, self.impl, x.shape[3] * x.shape[4]):
+            return causal_conv3d(
+                x,
+                self.weight,
+                self.bias,
+                past=caches.exchange(x, TIME_CONTEXT),
+                residual=residual,
+                impl=self.impl,
+            )
+        if caches.is_first:
+            caches.exchange(x, TIME_CONTEXT)
+            # The frames before the first are zeros, so only the last tap of the kernel counts.
+            y = conv3d(x, self.weight[:, :, -1:], self.bias, padding=(0, 1, 1))
+        else:
             joined = caches.prepend(x, TIME_CONTEXT)
-            return conv3d(joined, self.weight, self.bias, padding=(0, 1, 1))
-        caches.write(torch.cat([torch.zeros_like(x), x], dim=2))
-        # The frames before the first are zeros, so only the last tap of the kernel counts.
-        return conv3d(x, self.weight[:, :, -1:], self.bias, padding=(0, 1, 1))
+            y = conv3d(joined, self.weight, self.bias, padding=(0, 1, 1))
+        if residual is not None:
+            y += residual
+        return y
 
 
 class ResidualBlock(nn.Module):
@@ -129,17 +181,15 @@ class ResidualBlock(nn.Module):
     def __init__(self, in_dim: int, out_dim: int, plan: KernelPlan) -> None:
         super().__init__()
         self.norm1 = RMSNorm(in_dim, plan)
-        self.conv1 = CausalConv3d(in_dim, out_dim)
+        self.conv1 = CausalConv3d(in_dim, out_dim, plan)
         self.norm2 = RMSNorm(out_dim, plan)
-        self.conv2 = CausalConv3d(out_dim, out_dim)
+        self.conv2 = CausalConv3d(out_dim, out_dim, plan)
         self.conv_shortcut = Conv3d(in_dim, out_dim, 1) if in_dim != out_dim else nn.Identity()
 
     def forward(self, x: Tensor, caches: StepCaches) -> Tensor:
         """Activations (B, out_dim, F, H, W) of ``x``, shape (B, in_dim, F, H, W)."""
         y = self.conv1.step(self.norm1(x), caches)
-        y = self.conv2.step(self.norm2(y), caches)
-        y += self.conv_shortcut(x)
-        return y
+        return self.conv2.step(self.norm2(y), caches, residual=self.conv_shortcut(x))
 
     def cache_shapes(self, height: int, width: int) -> list[CacheShape]:
         """Shapes of the two caches at ``height`` x ``width`` activations."""
@@ -182,8 +232,8 @@ class AttentionBlock(nn.Module):
         return []
 
 
-class FrameConv2d(nn.Conv2d):
-    """3 x 3 convolution of every frame by itself, at stride 1 or halving each side.
+class HalvingConv2d(nn.Conv2d):
+    """3 x 3 convolution of every frame by itself that halves each side (both even).
 
     The reference halves with one row and column of zeros at the bottom and right. Here the
     convolution pads two on every side and the first row and column of the result are dropped,
@@ -191,23 +241,42 @@ class FrameConv2d(nn.Conv2d):
 
     Parameters
     ----------
-    in_channels, out_channels : int
-        Widths.
-    halve : bool
-        Halve height and width (both even).
+    dim : int
+        Width.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, *, halve: bool = False) -> None:
-        super().__init__(in_channels, out_channels, 3)
-        self.halve = halve
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim, dim, 3)
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name for it
         """Convolve ``input``, shape (B, C, F, H, W)."""
         weight = self.weight.unsqueeze(2)
-        if not self.halve:
-            return conv3d(input, weight, self.bias, padding=(0, 1, 1))
         y = conv3d(input, weight, self.bias, stride=(1, 2, 2), padding=(0, 2, 2))
         return y[..., 1:, 1:]
+
+
+class DoublingConv2d(nn.Conv2d):
+    """Doubling of each side by repetition, then a 3 x 3 convolution of every frame by itself.
+
+    Parameters
+    ----------
+    in_channels, out_channels : int
+        Widths.
+    plan : KernelPlan
+        Kernel implementations to use.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, plan: KernelPlan) -> None:
+        super().__init__(in_channels, out_channels, 3)
+        self.impl = plan.causal_conv3d
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name for it
+        """Double and convolve ``input``, shape (B, C, F, H, W)."""
+        weight = self.weight.unsqueeze(2)
+        if through_operator(input, self.weight, self.impl, 4 * input.shape[3] * input.shape[4]):
+            return causal_conv3d(input, weight, self.bias, doubled=True, impl=self.impl)
+        large = F.interpolate(input, scale_factor=(1.0, 2.0, 2.0), mode="nearest")
+        return conv3d(large, weight, self.bias, padding=(0, 1, 1))
 
 
 class Downsample(nn.Module):
@@ -225,7 +294,7 @@ class Downsample(nn.Module):
         super().__init__()
         self.dim = dim
         self.halve_time = halve_time
-        self.resample = nn.Sequential(nn.Identity(), FrameConv2d(dim, dim, halve=True))
+        self.resample = nn.Sequential(nn.Identity(), HalvingConv2d(dim))
         if halve_time:
             self.time_conv = Conv3d(dim, dim, (3, 1, 1), stride=(2, 1, 1))
 
@@ -252,17 +321,18 @@ class Upsample(nn.Module):
     ----------
     dim : int
         Width before; ``dim // 2`` after.
+    plan : KernelPlan
+        Kernel implementations to use.
     double_time : bool
         Also double time: the first step's frame passes, later frames become two each.
     """
 
-    def __init__(self, dim: int, *, double_time: bool) -> None:
+    def __init__(self, dim: int, plan: KernelPlan, *, double_time: bool) -> None:
         super().__init__()
         self.dim = dim
         self.double_time = double_time
-        self.resample = nn.Sequential(
-            nn.Upsample(scale_factor=(1.0, 2.0, 2.0), mode="nearest"), FrameConv2d(dim, dim // 2)
-        )
+        # The reference's names: its first part, which doubles, has no weights.
+        self.resample = nn.Sequential(nn.Identity(), DoublingConv2d(dim, dim // 2, plan))
         if double_time:
             self.time_conv = Conv3d(dim, dim * 2, (3, 1, 1))
 

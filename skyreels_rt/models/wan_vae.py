@@ -7,6 +7,8 @@ dict loads unchanged. Latents are its mode, normalised by the statistics in the 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
+from dataclasses import replace
 from typing import cast
 
 from torch import Tensor, nn
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 from skyreels_rt.config import WanVAEConfig
 from skyreels_rt.errors import InvalidArgument
 from skyreels_rt.kernels import KernelPlan
-from skyreels_rt.models.vae import CacheShape, StepCaches, VideoVAE
+from skyreels_rt.models.vae import CacheShape, StepCaches, TorchVAE
 from skyreels_rt.models.vae_blocks import (
     TIME_CONTEXT,
     AttentionBlock,
@@ -26,6 +28,7 @@ from skyreels_rt.models.vae_blocks import (
     Upsample,
     conv3d,
 )
+from skyreels_rt.models.vae_pieces import DecoderPiece, run_pieces
 
 Block = ResidualBlock | AttentionBlock | Downsample | Upsample
 
@@ -83,7 +86,7 @@ class UpBlock(nn.Module):
             ResidualBlock(out_dim if i else in_dim, out_dim, plan) for i in range(num_resnets)
         )
         self.upsamplers = nn.ModuleList(
-            [Upsample(out_dim, double_time=double_time)] if upsample else []
+            [Upsample(out_dim, plan, double_time=double_time)] if upsample else []
         )
 
     def blocks(self) -> list[Block]:
@@ -105,7 +108,7 @@ class Encoder(nn.Module):
     def __init__(self, config: WanVAEConfig, plan: KernelPlan) -> None:
         super().__init__()
         widths = [config.base_dim * multiple for multiple in (1, *config.dim_mult)]
-        self.conv_in = CausalConv3d(3, widths[0])
+        self.conv_in = CausalConv3d(3, widths[0], plan)
         self.down_blocks = nn.ModuleList()
         scale = 1.0
         for level, (in_dim, out_dim) in enumerate(itertools.pairwise(widths)):
@@ -119,7 +122,7 @@ class Encoder(nn.Module):
                 scale /= 2
         self.mid_block = MidBlock(widths[-1], plan)
         self.norm_out = RMSNorm(widths[-1], plan)
-        self.conv_out = CausalConv3d(widths[-1], config.z_dim * 2)
+        self.conv_out = CausalConv3d(widths[-1], config.z_dim * 2, plan)
 
     def forward(self, frames: Tensor, caches: StepCaches) -> Tensor:
         """Moments (B, 2 C, 1, h, w) of ``frames``, shape (B, 3, 1 or 4, H, W)."""
@@ -148,7 +151,7 @@ class Decoder(nn.Module):
         super().__init__()
         widths = [config.base_dim * multiple for multiple in reversed(config.dim_mult)]
         double_time = (*reversed(config.temperal_downsample), False)
-        self.conv_in = CausalConv3d(config.z_dim, widths[0])
+        self.conv_in = CausalConv3d(config.z_dim, widths[0], plan)
         self.mid_block = MidBlock(widths[0], plan)
         self.up_blocks = nn.ModuleList()
         in_dim = widths[0]
@@ -166,13 +169,19 @@ class Decoder(nn.Module):
             )
             in_dim = out_dim // 2
         self.norm_out = RMSNorm(widths[-1], plan)
-        self.conv_out = CausalConv3d(widths[-1], 3)
+        self.conv_out = CausalConv3d(widths[-1], 3, plan)
 
-    def forward(self, latents: Tensor, caches: StepCaches) -> Tensor:
-        """Frames (B, 3, 1 or 4, H, W) of ``latents``, shape (B, C, 1, h, w)."""
-        x = self.conv_in.step(latents, caches)
+    def pieces(self) -> list[DecoderPiece]:
+        """First convolution, blocks, and last convolution: frames (B, 3, 1 or 4, H, W)."""
+        places = 1
+        pieces = [_piece(self.conv_in.step, 1, self.conv_in, 1)]
         for block in self.blocks():
-            x = block(x, caches)
+            if isinstance(block, Upsample):
+                places *= 8 if block.double_time else 4
+            pieces.append(_piece(block, len(block.cache_shapes(1, 1)), block, places))
+        return [*pieces, _piece(self._to_pixels, 1, self.conv_out, places)]
+
+    def _to_pixels(self, x: Tensor, caches: StepCaches) -> Tensor:
         return self.conv_out.step(self.norm_out(x), caches)
 
     def blocks(self) -> list[Block]:
@@ -181,7 +190,7 @@ class Decoder(nn.Module):
         return [*self.mid_block.blocks(), *itertools.chain.from_iterable(ups)]
 
 
-class WanVAE(VideoVAE):
+class WanVAE(TorchVAE):
     """Wan2.1's VAE: 8 x 8 pixels and 4 frames a latent, two cached frames per convolution.
 
     Parameters
@@ -228,9 +237,23 @@ class WanVAE(VideoVAE):
         weight, bias = self.quant_conv.weight, cast(Tensor, self.quant_conv.bias)
         return conv3d(moments, weight[: self.latent_channels], bias[: self.latent_channels])
 
+    def decoder_pieces(self) -> tuple[DecoderPiece, ...]:
+        """Parts of the decoder that may run on different ranks."""
+        first, *pieces = self.decoder.pieces()
+
+        def run_first(x: Tensor, latents: Tensor, caches: StepCaches) -> Tensor:
+            return first.run(self.post_quant_conv(x), latents, caches)
+
+        return (replace(first, run=run_first), *pieces)
+
     def _decode_raw(self, latents: Tensor, caches: StepCaches) -> Tensor:
-        frames: Tensor = self.decoder(self.post_quant_conv(latents), caches)
-        return frames
+        return run_pieces(self.decoder_pieces(), latents, latents, caches)
+
+
+def _piece(
+    run: Callable[[Tensor, StepCaches], Tensor], num_caches: int, module: nn.Module, places: int
+) -> DecoderPiece:
+    return DecoderPiece(lambda x, _, caches: run(x, caches), num_caches, (module,), places)
 
 
 def _cache_shapes(network: Encoder | Decoder, height: int, width: int) -> tuple[CacheShape, ...]:

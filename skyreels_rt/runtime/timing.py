@@ -27,5 +27,8 @@ class StageClock:
         try:
             yield
         finally:
-            elapsed = self._now() - start
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + elapsed
+            self.add(stage, self._now() - start)
+
+    def add(self, stage: str, seconds: float) -> None:
+        """Count seconds that were measured elsewhere towards ``stage``."""
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds

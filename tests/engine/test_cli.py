@@ -297,7 +297,7 @@ def test_ctrl_c_leaves_no_file(inputs):
     process = start_long_job(inputs)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 130, errors
     assert "Traceback" not in errors
     assert list((inputs / "out").iterdir()) == []
 

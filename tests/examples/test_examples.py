@@ -2,6 +2,7 @@
 
 import asyncio
 import importlib.util
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -52,11 +53,16 @@ def portrait_audio(folder):
     return folder / "speech.wav"
 
 
-@pytest.fixture
-def adapter(monkeypatch):
-    spec = importlib.util.spec_from_file_location("avatar", EXAMPLES / "livekit_avatar.py")
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def adapter(monkeypatch):
+    module = load("livekit_avatar")
     if module.rtc is None:
         frame = lambda *fields: ("frame", fields)  # noqa: E731
         module.rtc = SimpleNamespace(
@@ -89,3 +95,27 @@ def test_livekit_adapter(adapter):
     got = asyncio.run(talk())
     assert got[-1] == "end" or type(got[-1]).__name__ == "AudioSegmentEnd"
     assert sum(1 for item in got if item != "end") >= 50
+
+
+def test_ray_replica_without_ray(tmp_path):
+    pytest.importorskip("starlette")
+
+    async def answer(replica, portrait):
+        async def body():
+            return portrait_audio(tmp_path).read_bytes()
+
+        request = SimpleNamespace(body=body, query_params={"portrait": portrait})
+        response = await replica(request)
+        if response.status_code != 200:
+            return response.status_code, response.body
+        return 200, b"".join([part async for part in response.body_iterator])
+
+    replica = load("ray_serve").Portraits("tiny-random")
+    replica.check_health()
+    status, video = asyncio.run(answer(replica, "ada"))
+    assert status == 200
+    with av.open(io.BytesIO(video), format="mp4") as container:
+        assert sum(1 for _ in container.decode(video=0)) == 50
+    status, text = asyncio.run(answer(replica, "../ada"))
+    assert status == 400
+    assert b"ada, june" in text

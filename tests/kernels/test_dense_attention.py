@@ -11,7 +11,7 @@ from torch import Tensor
 
 from skyreels_rt.errors import InvalidArgument, UnsupportedKernel
 from skyreels_rt.kernels import AttentionBackend, KernelPlan, dense_attention
-from skyreels_rt.kernels.dense_attention import self_test
+from skyreels_rt.kernels.dense_attention import dense_attention_lse, self_test
 
 CPU = torch.device("cpu")
 sdpa = F.scaled_dot_product_attention
@@ -63,6 +63,23 @@ def test_requests_that_cannot_be_met() -> None:
             KernelPlan.choose("cpu", torch.bfloat16, {"attention": backend})
     with pytest.raises(InvalidArgument, match="flash2"):
         KernelPlan.choose("cpu", torch.bfloat16, {"attention": "fastest"})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_the_weight_of_the_keys_comes_with_the_values(device: str, dtype: torch.dtype) -> None:
+    """Odd lengths, keys unlike queries, and views: what a ring of uneven shares passes in."""
+    draw = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, n, 3, 32, generator=draw).to(dtype) for n in (37, 21, 21))
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    scores = q.double() @ k.double().transpose(-1, -2) * 32**-0.5
+    out, lse = dense_attention_lse(*(x.to(device) for x in (q, k, v)))
+    roundings = 8 * torch.finfo(dtype).eps
+    exact = scores.softmax(-1) @ v.double()
+    assert lse.dtype is torch.float32
+    assert lse.shape == (2, 3, 37)
+    assert (lse.cpu() - scores.logsumexp(-1)).abs().max() <= roundings
+    assert (out.cpu() - exact).abs().max() <= roundings * exact.abs().max()
 
 
 def test_training_multiplies_the_matrices_out() -> None:

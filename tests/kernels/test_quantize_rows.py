@@ -1,4 +1,4 @@
-"""quantize_rows and norm_modulate_quantize: exact scales, e4m3's rounding, faults, bad calls."""
+"""quantize_rows and the norms fused with it: exact scales, e4m3's rounding, faults, bad calls."""
 
 from __future__ import annotations
 
@@ -8,7 +8,13 @@ import pytest
 import torch
 
 from skyreels_rt.errors import InvalidArgument, UnsupportedKernel
-from skyreels_rt.kernels import Impl, norm_modulate_quantize, quantize_rows
+from skyreels_rt.kernels import (
+    Impl,
+    gate_residual_norm_modulate_quantize,
+    norm_modulate_quantize,
+    quantize_rows,
+)
+from skyreels_rt.kernels.reference.gate_residual_norm_modulate import gate_residual_norm_modulate
 from skyreels_rt.kernels.reference.norm_modulate import norm_modulate
 from skyreels_rt.kernels.reference.quantize_rows import FP8_MAX
 from skyreels_rt.kernels.reference.quantize_rows import quantize_rows as reference
@@ -92,6 +98,37 @@ def test_the_fused_norm_is_norm_then_quantise_without_a_rounding_between(segment
     assert_good(fused, exact)
 
 
+@pytest.mark.parametrize("gated", [True, False])
+def test_the_fused_residual_is_residual_norm_then_quantise(gated: bool) -> None:
+    x, y = numbers(2, 12, 40).bfloat16(), numbers(2, 12, 40, seed=5).bfloat16()
+    gate = numbers(2, 3, 40, seed=6) if gated else None
+    weight, bias = 1 + 0.1 * numbers(1, 1, 40, seed=1), numbers(1, 1, 40, seed=2)
+    total, *rows = gate_residual_norm_modulate_quantize(x, y, gate, weight, bias, eps=EPS)
+    high = None if gate is None else gate.double()
+    sums, normed = gate_residual_norm_modulate(
+        x.double(), y.double(), high, weight.double(), bias.double(), eps=EPS
+    )
+    assert torch.equal(total, sums.bfloat16())
+    assert_good((rows[0], rows[1]), normed)
+
+
+@interpreted
+def test_the_fused_residual_overwrites_the_stream() -> None:
+    x, y = numbers(2, 6, 67), numbers(2, 6, 67, seed=5)
+    tables = [numbers(1, 2, 67, seed=k) for k in range(3)]
+    expected = gate_residual_norm_modulate_quantize(
+        x.clone(), y, *tables, eps=EPS, impl=Impl.REFERENCE
+    )
+    found = gate_residual_norm_modulate_quantize(x, y, *tables, eps=EPS, impl=Impl.TRITON)
+    assert found[0] is x
+    torch.testing.assert_close(x, expected[0])
+    torch.testing.assert_close(found[2], expected[2], rtol=1e-5, atol=0)
+    carried = expected[1].float().frexp().mantissa.abs() == 0.5
+    bound = 2 * HALF_STEP * 1.07 * expected[1].float().abs() + 2.0**-9
+    difference = (found[1].float() - expected[1].float()).abs()
+    assert (difference[~carried] <= bound[~carried]).all()
+
+
 @interpreted
 @pytest.mark.parametrize("width", [192, 67])
 def test_triton_interpreted(width: int) -> None:
@@ -125,6 +162,15 @@ def test_triton_on_the_gpu(dtype: torch.dtype) -> None:
     weight, bias = (1 + 0.1 * numbers(1, 7, 5120)).cuda(), numbers(1, 7, 5120, seed=2).cuda()
     fused = norm_modulate_quantize(x, weight, bias, eps=EPS, impl=Impl.TRITON)
     assert_good(fused, norm_modulate(x.double(), weight.double(), bias.double(), eps=EPS))
+    stream, y = x.clone(), numbers(2, 77, 5120, seed=5).to(dtype).cuda()
+    total, *rows = gate_residual_norm_modulate_quantize(
+        stream, y, weight, weight, bias, eps=EPS, impl=Impl.TRITON
+    )
+    sums, normed = gate_residual_norm_modulate(
+        x.double(), y.double(), weight.double(), weight.double(), bias.double(), eps=EPS
+    )
+    torch.testing.assert_close(total, sums.to(dtype))
+    assert_good((rows[0], rows[1]), normed)
 
 
 @interpreted
@@ -134,6 +180,10 @@ def test_registration() -> None:
     torch.library.opcheck(ops.quantize_rows.default, (numbers(2, 6, 16), "triton"))
     torch.library.opcheck(
         ops.norm_modulate_quantize.default, (numbers(2, 6, 16), *tables, EPS, "triton")
+    )
+    torch.library.opcheck(
+        ops.gate_residual_norm_modulate_quantize.default,
+        (numbers(2, 6, 16), numbers(2, 6, 16, seed=1), None, *tables, EPS, "triton"),
     )
 
 
@@ -158,6 +208,13 @@ def test_bad_tokens_and_requests() -> None:
     for words, arguments in bad.items():
         with pytest.raises(InvalidArgument, match=words):
             norm_modulate_quantize(*arguments, eps=EPS)
+        tokens, *tables = arguments
+        with pytest.raises(InvalidArgument, match=words):
+            gate_residual_norm_modulate_quantize(tokens, tokens.clone(), None, *tables, eps=EPS)
+    with pytest.raises(InvalidArgument, match="y: "):
+        gate_residual_norm_modulate_quantize(x, x[:, :3].clone(), None, table, table, eps=EPS)
+    with pytest.raises(InvalidArgument, match="gate: "):
+        gate_residual_norm_modulate_quantize(x, x.clone(), table[..., :7], table, table, eps=EPS)
     with pytest.raises(UnsupportedKernel):
         quantize_rows(x, impl=Impl.CPP)
     with pytest.raises(UnsupportedKernel):

@@ -10,6 +10,7 @@ from skyreels_rt.errors import InvalidArgument
 from skyreels_rt.kernels import KernelPlan
 from skyreels_rt.models.vae import VAECache
 from skyreels_rt.models.wan_vae import WanVAE
+from skyreels_rt.runtime.peak_memory import peak_bytes
 
 # fp32 parity: two orders of summation over 33 convolutions; measured 1e-6
 # and 1.4e-7 of the output's largest value.
@@ -88,12 +89,17 @@ def peer_of():
 
 @pytest.mark.peer
 @pytest.mark.parametrize("kernels", ["auto", "reference"])
-@pytest.mark.parametrize("config", [SMALL, UNEVEN], ids=["small", "uneven"])
-def test_equals_diffusers(config, kernels, peer_of):
+@pytest.mark.parametrize(
+    "config, size",
+    # The last has frames so large that convolutions go through the operator.
+    [(SMALL, (2, 3, 13, 24, 32)), (UNEVEN, (2, 3, 13, 24, 32)), (SMALL, (1, 3, 9, 40, 72))],
+    ids=["small", "uneven", "large"],
+)
+def test_equals_diffusers(config, size, kernels, peer_of):
     vae = seeded(config, KernelPlan.choose("cpu", torch.float32, kernels))
     peer = peer_of(vae)
     vae.load_state_dict(peer.state_dict(), strict=True)
-    frames = random_frames(2, 3, 13, 24, 32)
+    frames = random_frames(*size)
     latents = vae.encode(frames)
     raw = latents * vae.latents_std + vae.latents_mean
     assert is_equal_to_reference(raw, peer.encode(frames).latent_dist.mode())
@@ -132,7 +138,7 @@ def test_parity_rejects_a_planted_fault(fault, peer_of):
     assert not is_equal_to_reference(torch.cat([first, second, third], dim=2), expected)
 
 
-@pytest.mark.parametrize("size", [(1, 24, 32), (2, 16, 16), (1, 8, 8)])
+@pytest.mark.parametrize("size", [(1, 24, 32), (2, 16, 16), (1, 8, 8), (2, 40, 32)])
 def test_steps_and_whole_clip_are_the_same_bytes(size):
     vae = seeded(SMALL)
     batch, height, width = size
@@ -217,6 +223,67 @@ def test_zeros_stay_finite(dtype):
     for output in (latents, frames, more, later):
         assert output.dtype == dtype
         assert torch.isfinite(output).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [(16, 16), (32, 40)])
+def test_zero_latents_on_zero_caches_stay_finite(dtype, size):
+    vae = seeded(SMALL, KernelPlan.choose("cpu", dtype)).to(dtype)
+    height, width = size
+    cache = tuple(torch.zeros(1, *s, dtype=dtype) for s in vae.decoder_cache_shapes(*size))
+    frames, following = vae.decode_step(
+        torch.zeros(1, 16, 1, height // 8, width // 8, dtype=dtype), cache
+    )
+    assert all(torch.isfinite(one).all() for one in (frames, *following))
+    cache = tuple(torch.zeros(1, *s, dtype=dtype) for s in vae.encoder_cache_shapes(*size))
+    latents, following = vae.encode_step(torch.zeros(1, 3, 4, *size, dtype=dtype), cache)
+    assert all(torch.isfinite(one).all() for one in (latents, *following))
+
+
+def test_weights_in_another_order_give_the_same_bytes():
+    vae, other = seeded(SMALL), seeded(SMALL).channels_last_weights()
+    frames = random_frames(1, 3, 5, 40, 32)
+    latents = vae.encode(frames)
+    assert torch.equal(other.encode(frames), latents)
+    assert torch.equal(other.decode(latents), vae.decode(latents))
+
+
+def test_a_whole_clip_frees_the_caches_it_has_used():
+    import weakref
+
+    vae = seeded(SMALL)
+    step, alive = vae._decode_raw, []
+
+    def watched(latents, caches):
+        given = [weakref.ref(cache) for cache in caches._unread]
+        result = step(latents, caches)
+        alive.append(sum(cache() is not None for cache in given))
+        return result
+
+    vae._decode_raw = watched
+    vae.decode(random_latents(1, 16, 3, 2, 2))
+    assert alive == [0, 0, 0]
+
+
+@pytest.mark.slow
+def test_memory_of_a_stream_does_not_grow_with_its_length():
+    vae = seeded(SMALL)
+    latents = random_latents(1, 16, 1, 8, 8)
+
+    def decode(count):
+        cache = None
+        for _ in range(count):
+            _, cache = vae.decode_step(latents, cache)
+
+    with torch.inference_mode():
+        decode(20)  # what is made once: threads, scratch, compiled primitives
+        short = peak_bytes(lambda: decode(20))
+        if short is None:
+            pytest.skip("this system does not tell a process its peak memory")
+        long = peak_bytes(lambda: decode(200))
+    caches = vae.decoder_cache_bytes(64, 64, torch.float32)
+    assert short > caches
+    assert abs(long - short) < 2 * caches  # the allocator's rounding; 180 steps would leave more
 
 
 def test_bfloat16_stays_near_fp32():

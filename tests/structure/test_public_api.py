@@ -13,12 +13,13 @@ NAMES = [
     "AsyncSession", "Engine", "FrameChunk", "GenerateOptions", "GenerationSummary", "Health",
     "Interruption",
     "LiveOptions", "LiveSession", "LoadProgress", "Lora", "MagCache",
-    "MemoryEstimate", "Progress", "QuantPolicy", "SkyReelsError", "StepMask", "TeaCache", "Video",
-    "__version__",
+    "MemoryEstimate", "Parallel", "Progress", "QuantPolicy", "SkyReelsError", "StepMask",
+    "TeaCache", "Timeouts", "Video", "WorkerEngine", "__version__",
 ]  # fmt: skip
 
 AUDIO = "(self, audio: 'str | Path | NDArray[Any]', **options: 'Unpack[GenerateOptions]')"
 ENGINE = {
+    "close": "(self) -> 'None'",
     "components": None,
     "describe": "(self) -> 'str'",
     "estimate": (
@@ -26,22 +27,29 @@ ENGINE = {
     ),
     "from_pretrained": (
         "(model: 'str | Path', *, device: 'str | torch.device' = 'auto', "
-        "dtype: 'str | torch.dtype' = 'auto', "
-        "kernels: \"Literal['auto', 'reference'] | Mapping[str, str]\" = 'auto', "
-        "quantization: 'str | QuantPolicy | None' = None, offload: 'bool' = False, "
-        "max_sessions: 'int' = 64, loras: 'Sequence[Lora]' = (), revision: 'str | None' = None, "
-        "offline: 'bool' = False, on_progress: 'LoadCallback | None' = None) -> 'Engine'"
+        "devices: 'Sequence[str | torch.device] | None' = None, "
+        "parallel: 'Parallel | Mesh | None' = None, timeouts: 'Timeouts | None' = None, "
+        "max_sessions: 'int' = 64, on_progress: 'LoadCallback | None' = None, "
+        "**options: 'Unpack[LoadOptions]') -> 'Engine | WorkerEngine'"
     ),
+    "facts": None,
     "generate": f"{AUDIO} -> 'Video'",
     "generate_file": AUDIO.replace("(self, ", "(self, path: 'str | Path', ")
     + " -> 'GenerationSummary'",
     "health": "(self) -> 'Health'",
+    "mesh": None,
     "metrics": "(self) -> 'str'",
+    "open_job": (
+        "(self, audio: 'str | Path | NDArray[Any]', options: 'GenerateOptions') -> 'OfflineJob'"
+    ),
+    "step_shape": ("(self, seconds: 'float', **options: 'Unpack[GenerateOptions]') -> 'StepShape'"),
     "open_session": "(self, **options: 'Unpack[LiveOptions]') -> 'LiveSession'",
     "restore_session": (
         "(self, snapshot: 'bytes | str | Path', **options: 'Unpack[LiveOptions]') -> 'LiveSession'"
     ),
     "warmup": "(self) -> 'float'",
+    "workers": None,
+    "writes_files": None,
     "stream": f"{AUDIO} -> 'Iterator[FrameChunk]'",
 }
 
@@ -57,8 +65,9 @@ GENERATE_FLAGS = {
     "--negative-prompt", "--steps",
     "--guidance-form", "--text-guidance-scale", "--audio-guidance-scale", "--solver",
     "--shift", "--height", "--width", "--horizon", "--seed", "--device", "--dtype", "--kernels",
+    "--vae", "--vae-folder",
     "--json", "--teacache", "--magcache", "--color-correction", "--long-form", "--lora",
-    "--quantization", "--offload",
+    "--quantization", "--offload", "--devices", "--parallel",
 }  # fmt: skip
 
 LIVE_OPTIONS = (OPTIONS - {"cancel", "long_form", "on_progress", "sample_rate"}) | {
@@ -70,9 +79,12 @@ ERRORS = {
     "SessionStateError": "session_state",
     "Cancelled": "cancelled", "FaceNotFound": "face_not_found",
     "InvalidArgument": "invalid_argument", "MediaError": "media",
+    "InvalidMesh": "invalid_mesh", "PeerFailed": "peer_failed",
     "MissingDependency": "missing_dependency", "ModelError": "model",
     "NonFinite": "non_finite", "OutputError": "output", "SkyReelsError": "error",
     "UnsupportedKernel": "unsupported_kernel", "WeightsMismatch": "weights_mismatch",
+    "OutOfMemory": "out_of_memory", "WorkerDied": "worker_died", "WorkerFailed": "worker_failed",
+    "WorkerTimeout": "worker_timeout",
 }  # fmt: skip
 
 
@@ -87,6 +99,11 @@ EVAL_FLAGS = {
 }  # fmt: skip
 CALIBRATE_FLAGS = {
     "--clips", "--image", "--audio", "--steps", "--output", "--device", "--dtype", "--kernels",
+}  # fmt: skip
+EXPORT_VAE_FLAGS = {
+    "--output", "--format", "--height", "--width", "--dynamic", "--dtype", "--opset", "--library",
+    "--compute-capability", "--timing-cache", "--version-compatible", "--device", "--verify-steps",
+    "--json",
 }  # fmt: skip
 CONVERT_FLAGS = {"--adapter", "--audio-encoder", "--preset", "--copy"}
 TRAIN_FLAGS = {"--data", "--recipe", "--stage", "--until", "--without"}
@@ -111,17 +128,23 @@ def test_command_line():
     command = typer.main.get_command(cli.app)
     assert set(command.commands) == {
         "generate", "stream", "serve", "doctor", "bench", "eval", "calibrate", "train", "data",
-        "estimate", "convert",
+        "estimate", "convert", "export",
     }  # fmt: skip
     assert set(command.commands["bench"].commands) == {
-        "data", "kernels", "quantization", "step", "stream", "teacache",
+        "data", "kernels", "parallel", "quantization", "scaling", "step", "stream", "teacache",
+        "vae",
     }  # fmt: skip
     assert set(command.commands["data"].commands) == {"build", "draw"}
+    assert set(command.commands["export"].commands) == {"vae"}
     for name, expected in (
         ("generate", GENERATE_FLAGS), ("eval", EVAL_FLAGS), ("train", TRAIN_FLAGS),
         ("calibrate", CALIBRATE_FLAGS), ("convert", CONVERT_FLAGS),
+        ("export vae", EXPORT_VAE_FLAGS),
     ):  # fmt: skip
-        flags = {o for p in command.commands[name].params for o in p.opts if o.startswith("--")}
+        found = command
+        for part in name.split():
+            found = found.commands[part]
+        flags = {o for p in found.params for o in p.opts if o.startswith("--")}
         assert flags - {"--help"} == expected
 
 
@@ -164,8 +187,9 @@ def test_members(name):
 def test_kernel_names():
     assert sorted(kernels.__all__) == [
         "AttentionBackend", "AudioFold", "Impl", "KernelPlan", "absorbed_audio_attention",
-        "audio_cross_attention", "blf_step", "blf_velocity", "dense_attention",
-        "fold_audio_projections", "frames_to_uint8", "gate_residual_norm_modulate", "norm_modulate",
-        "norm_modulate_quantize", "qk_norm_rope", "quantize_rows", "residual_apply",
+        "audio_cross_attention", "blf_step", "blf_velocity", "causal_conv3d", "dense_attention",
+        "fold_audio_projections", "frames_to_uint8", "gate_residual_norm_modulate",
+        "gate_residual_norm_modulate_quantize", "norm_modulate", "norm_modulate_quantize",
+        "qk_norm_rope", "quantize_rows", "residual_apply",
         "residual_store", "rms_norm_silu", "teacache_gate",
     ]  # fmt: skip
