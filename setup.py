@@ -113,7 +113,16 @@ class CMakeBuild(build_ext):
 setup(
     packages=list(packages()),
     package_dir=PACKAGE_DIR,
-    package_data={"skyreels_rt": ["py.typed", "_C.pyi", "assets/**", "*/*.json", "serve/page/*"]},
+    package_data={
+        "skyreels_rt": [
+            "py.typed",
+            "_C.pyi",
+            "assets/**",
+            "*/*.json",
+            "data/*.toml",
+            "serve/page/*",
+        ]
+    },
     ext_modules=list(extensions()),
     cmdclass={"build_ext": CMakeBuild},
 )

@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from skyreels_rt import cli_convert, cli_live, cli_parallel, cli_vae, cli_weights
+from skyreels_rt import cli_convert, cli_data, cli_live, cli_parallel, cli_vae, cli_weights
 from skyreels_rt.errors import InvalidArgument
 from skyreels_rt.terminal import (
     Device,
@@ -50,6 +50,7 @@ app = typer.Typer(
 )
 bench_app = typer.Typer(help="Measure; every command ends within minutes.", no_args_is_help=True)
 app.add_typer(bench_app, name="bench")
+app.add_typer(cli_data.data_app, name="data")
 Teacache = Annotated[
     str | None, typer.Option(help='Skip steps: threshold, or "auto" for a calibrated model.')
 ]
@@ -60,6 +61,7 @@ app.command("stream")(cli_live.stream)
 app.command("serve")(cli_live.serve)
 app.command("convert")(cli_convert.convert)
 bench_app.command("stream")(cli_live.bench_stream)
+bench_app.command("data")(cli_data.bench_data)
 app.add_typer(cli_vae.export_app, name="export")
 bench_app.command("vae")(cli_vae.bench_vae)
 app.command("estimate")(cli_weights.estimate)
@@ -313,6 +315,9 @@ def train(
     without: Annotated[
         str | None, typer.Option(help="Ablation: facial-mask, curriculum or dropout.")
     ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of shards for the stages that look at pictures.")
+    ] = None,
 ) -> None:
     """Train a model from nothing on drawn, synthesised clips; needs the [train] extra."""
     with errors_as_exit_codes():
@@ -322,7 +327,12 @@ def train(
         chosen = find_recipe(recipe)
         if without is not None:
             chosen = ablated(chosen, without)
-        run_recipe(chosen, output, stages=cast("Any", stage or STAGES), until=until)
+        clips = None
+        if data is not None:
+            from skyreels_rt.training.shard_clips import shard_clips
+
+            clips = shard_clips(data, chosen)
+        run_recipe(chosen, output, stages=cast("Any", stage or STAGES), until=until, clips=clips)
         console.print(f"{output}: done", markup=False)
 
 

@@ -191,9 +191,13 @@ class _FileVideo(VideoSource):
             stream = _video_stream(container, self.name)
             reformatter = VideoReformatter()
             timed = self._timed(container, stream)
+            orientation: Orientation | None = None
             for frame in _resample(timed, fps, 1 / self.fps, self.name):
                 with decoding(self.name, stage="video"):
-                    pixels = self._rgb(frame, reformatter)
+                    # Once: PyAV's side data and its frame hold each other until a collection.
+                    if orientation is None:
+                        orientation = _orientation(frame)
+                    pixels = self._rgb(frame, reformatter, orientation)
                 yield pixels
 
     def _timed(
@@ -216,9 +220,10 @@ class _FileVideo(VideoSource):
             yield time, frame
             time += 1 / self.fps
 
-    def _rgb(self, frame: VideoFrame, reformatter: VideoReformatter) -> NDArray[np.uint8]:
+    def _rgb(
+        self, frame: VideoFrame, reformatter: VideoReformatter, orientation: Orientation
+    ) -> NDArray[np.uint8]:
         """Upright RGB pixels of ``frame``; a change of size within the file is scaled away."""
-        orientation = _orientation(frame)
         turned = orientation[0]
         rgb = reformatter.reformat(
             frame,

@@ -19,8 +19,9 @@ from torch import Tensor
 from skyreels_rt.conditioning.channels import condition_channels
 from skyreels_rt.config import AudioFeatureConfig, TransformerConfig
 from skyreels_rt.training.audio_windows import AudioWindows, SpeechBatch
+from skyreels_rt.training.clips import REGIONS
 from skyreels_rt.training.curriculum import Dropout, Lesson
-from skyreels_rt.training.latent_cache import REGIONS, LatentClip
+from skyreels_rt.training.latent_cache import LatentClip
 
 REGION_WEIGHTS = {"face": 2.0, "mouth": 8.0, "jaw": 0.0, "eye": 5.0}
 """What the facial-mask loss adds to a cell's weight of 1 where the region fills it."""

@@ -1,4 +1,4 @@
-"""Crops of drawn clips for the VAE: a sliding pool of clips, the same at a step in every run."""
+"""Crops of clips for the VAE: a sliding pool of clips, the same at a step in every run."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from skyreels_rt.training.data.triplets import Triplet
-from skyreels_rt.training.latent_cache import cells, draw_clip
+from skyreels_rt.training.clips import ClipSource, TrainingClip
+from skyreels_rt.training.latent_cache import cells
 
 _CELL = 8
 _FACE_SHARE = 0.65
@@ -40,14 +40,12 @@ class CropSizes:
 class FramePool:
     """Clips ``first .. first + capacity - 1``, where ``first`` grows with the step.
 
-    The next clips are drawn in a background thread while the model trains.
+    The next clips are drawn or read in a background thread while the model trains.
 
     Parameters
     ----------
-    size : int
-        Pixels per side of the drawn clips.
-    duration_s : float
-        Their length.
+    source : ClipSource
+        Clips, at least as long and large as the crops.
     crops : CropSizes
         What to cut out.
     capacity : int
@@ -60,22 +58,21 @@ class FramePool:
 
     def __init__(
         self,
-        size: int,
-        duration_s: float,
+        source: ClipSource,
         crops: CropSizes,
         *,
         capacity: int = 64,
         steps_per_clip: int = 1,
         seed: int = 0,
     ) -> None:
-        self._size, self._duration_s = size, duration_s
+        self._source = source
         self._crops = crops
         self._capacity = capacity
         self._steps_per_clip = steps_per_clip
         self._seed = seed
         self._clips: dict[int, tuple[NDArray[np.uint8], NDArray[np.float32]]] = {}
         self._ahead = ThreadPoolExecutor(1)
-        self._pending: dict[int, Future[Triplet]] = {}
+        self._pending: dict[int, Future[TrainingClip]] = {}
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Crops (B, 3, F, S, S) in [-1, 1] and pixel weights (B, 1, F, S, S) of step ``step``."""
@@ -93,17 +90,16 @@ class FramePool:
 
     def _draw_ahead(self, index: int) -> None:
         if index not in self._pending:
-            self._pending[index] = self._ahead.submit(
-                draw_clip, index, size=self._size, duration_s=self._duration_s
-            )
+            self._pending[index] = self._ahead.submit(self._source.clip, index)
 
     def _drawn(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
         """Frames (F, H, W, 3) and weights (F, h, w) of a clip."""
         self._draw_ahead(index)
-        clip = self._pending.pop(index).result().clip
-        weights = np.ones((len(clip.frames), self._size // _CELL, self._size // _CELL), np.float32)
+        clip = self._pending.pop(index).result()
+        count, height, width, _ = clip.frames.shape
+        weights = np.ones((count, height // _CELL, width // _CELL), np.float32)
         for name, weight in _WEIGHTS.items():
-            weights += weight / 255 * cells(getattr(clip, f"{name}_mask"))
+            weights += weight / 255 * cells(clip.masks[name])
         return clip.frames, weights
 
     def _crop(
@@ -112,7 +108,7 @@ class FramePool:
         frames, weights = self._clips[first + int(draw.integers(self._capacity))]
         count, side = self._crops.num_frames, self._crops.side
         start = int(draw.integers(len(frames) - count + 1))
-        rows = (self._size - side) // _CELL
+        rows = (frames.shape[1] - side) // _CELL
         top, left = (int(x) for x in draw.integers(rows + 1, size=2))
         if draw.random() < _FACE_SHARE:
             inside = np.argwhere(weights[start] > 1.2)

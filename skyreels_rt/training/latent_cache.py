@@ -1,7 +1,7 @@
 """Clips as training reads them: latents, masks on the latent grid, log-mel segments, caption.
 
-A clip is drawn, encoded once, and its pixels are dropped: about 1 MB instead of 20. One safetensors
-file a clip; files that exist are kept, so an interrupted run goes on where it stopped.
+A clip is drawn or read, encoded once, and its pixels are dropped: about 1 MB instead of 20. One
+safetensors file a clip; files that exist are kept, so an interrupted run goes on where it stopped.
 
 Legend: F frames, n latents, C channels, h w latent rows and columns, S grid steps of the audio.
 """
@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +27,13 @@ from skyreels_rt.conditioning.condition_track import to_video_tensor
 from skyreels_rt.config import AudioFeatureConfig
 from skyreels_rt.errors import ModelError
 from skyreels_rt.models.vae import VideoVAE
-from skyreels_rt.training.data.mouth import MouthShape
-from skyreels_rt.training.data.triplets import FPS, Triplet, TripletSource
+from skyreels_rt.training.clips import REGIONS, ClipSource, TrainingClip
 from skyreels_rt.types import Timeline
 
-REGIONS = ("face", "mouth", "jaw", "eye")
 NUM_PORTRAITS = 2
 _CELL = 8
 _CLIPS_PER_EDIT = 5
-_SPARE_SPEECH = 1.5
 _TENSORS = ("latents", "portraits", "edited", "known", "regions", "mels", "mouth")
-_DIFFICULTIES = (0.0, 0.35, 0.7, 1.0)
-_MOTIONS = (0.05, 0.1, 0.2)
 
 
 @dataclass(frozen=True)
@@ -89,50 +83,14 @@ def has_edit(index: int) -> bool:
     return index % _CLIPS_PER_EDIT == 0
 
 
-def difficulty_of(index: int) -> float:
-    """Difficulty of the sound of clip number ``index``."""
-    return _DIFFICULTIES[index % len(_DIFFICULTIES)]
-
-
-def draw_clip(
-    index: int, *, size: int, duration_s: float, max_frames: int | None = None
-) -> Triplet:
-    """Draw training clip number ``index``: from clean to noisy sound, any pose, calm heads.
-
-    What moves cannot be told from the speech, and every shift by a pixel changes the latents of
-    hair and edges; with livelier heads a small model spends itself on them.
-    """
-    source = TripletSource(
-        "train",
-        size,
-        duration_s,
-        difficulty_of(index),
-        _MOTIONS[index % len(_MOTIONS)],
-        posture=1.0,
-        max_frames=max_frames,
-    )
-    return source.triplet(index)
-
-
-def draw_short_clip(index: int, *, size: int, num_latents: int) -> Triplet:
-    """Draw training clip number ``index`` for the joint stage, ``num_latents`` long.
-
-    Short clips of many people teach more than long ones of few: what a model learns by heart is
-    faces. So the speech is asked for longer than needed and cut.
-    """
-    num_frames = Timeline().num_frames(num_latents)
-    duration_s = _SPARE_SPEECH * num_frames / FPS
-    return draw_clip(index, size=size, duration_s=duration_s, max_frames=num_frames)
-
-
 def encode_clip(
     vae: VideoVAE,
     front_end: WhisperFeatures,
     audio_features: AudioFeatureConfig,
-    triplet: Triplet,
+    clip: TrainingClip,
     index: int,
 ) -> LatentClip:
-    """Encode a drawn clip.
+    """Encode a clip.
 
     Parameters
     ----------
@@ -142,17 +100,17 @@ def encode_clip(
         Makes the log-mel spectrograms; the encoder's weights play no part.
     audio_features : AudioFeatureConfig
         The grid.
-    triplet : Triplet
-        The clip; frames beyond a whole number of latents are left out.
+    clip : TrainingClip
+        Frames beyond a whole number of latents are left out.
     index : int
         Its number, from which the choices of portraits and edit are drawn.
     """
     generator = np.random.default_rng([0x1A7, index])
     timeline = Timeline(vae.temporal_stride)
-    num_latents = (len(triplet.clip.frames) - 1) // vae.temporal_stride + 1
+    num_latents = (len(clip.frames) - 1) // vae.temporal_stride + 1
     num_frames = timeline.num_frames(num_latents)
-    frames = triplet.clip.frames[:num_frames]
-    masks = {name: cells(getattr(triplet.clip, f"{name}_mask")[:num_frames]) for name in REGIONS}
+    frames = clip.frames[:num_frames]
+    masks = {name: cells(clip.masks[name][:num_frames]) for name in REGIONS}
     edit = edit_cells(masks, generator) if has_edit(index) else None
     others = generator.choice(num_frames, NUM_PORTRAITS - 1)
     portraits = np.concatenate([frames[:1], frames[others]])
@@ -168,20 +126,11 @@ def encode_clip(
         edited=None if edit is None else encoded[1],
         known=None if edit is None else _slots(torch.from_numpy(~edit).to(torch.uint8)),
         regions=torch.stack([_slots(torch.from_numpy(masks[name])).amax(0) for name in REGIONS]),
-        mels=log_mels(front_end, audio_features, triplet.audio, num_frames),
-        mouth=mouth_values(triplet.mouth)[:num_frames],
-        caption=triplet.caption,
-        difficulty=difficulty_of(index),
+        mels=log_mels(front_end, audio_features, clip.audio, num_frames),
+        mouth=torch.from_numpy(clip.mouth)[:num_frames],
+        caption=clip.caption,
+        difficulty=clip.difficulty,
     )
-
-
-MOUTH_PARAMETERS = ("opening", "width", "rounding", "teeth", "tongue")
-
-
-def mouth_values(mouth: MouthShape) -> Tensor:
-    """Parameters (F, 5), float32, in the order of ``MOUTH_PARAMETERS``."""
-    columns = [getattr(mouth, name) for name in MOUTH_PARAMETERS]
-    return torch.from_numpy(np.stack(columns, axis=1).astype(np.float32))
 
 
 def cells(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
@@ -243,22 +192,19 @@ def prepare_clips(
     vae: VideoVAE,
     front_end: WhisperFeatures,
     audio_features: AudioFeatureConfig,
-    *,
-    size: int,
-    num_latents: int,
+    source: ClipSource,
 ) -> None:
-    """Draw and encode training clips ``0 .. count - 1`` that ``folder`` does not hold yet."""
+    """Get and encode training clips ``0 .. count - 1`` that ``folder`` does not hold yet."""
     folder.mkdir(parents=True, exist_ok=True)
-    draw = partial(draw_short_clip, size=size, num_latents=num_latents)
     missing = [index for index in range(count) if not _path(folder, index).exists()]
     with ThreadPoolExecutor(1) as ahead, tqdm(total=len(missing), desc="clips") as bar:
-        pending = [ahead.submit(draw, i) for i in missing[:2]]
+        pending = [ahead.submit(source.clip, i) for i in missing[:2]]
         for position, index in enumerate(missing):
-            triplet = pending.pop(0).result()
+            drawn = pending.pop(0).result()
             if position + 2 < len(missing):
                 following = missing[position + 2]
-                pending.append(ahead.submit(draw, following))
-            clip = encode_clip(vae, front_end, audio_features, triplet, index)
+                pending.append(ahead.submit(source.clip, following))
+            clip = encode_clip(vae, front_end, audio_features, drawn, index)
             save_clip(_path(folder, index), clip)
             bar.update()
 

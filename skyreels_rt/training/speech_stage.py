@@ -19,8 +19,9 @@ from tqdm import tqdm
 from skyreels_rt.audio.whisper import WhisperFeatures
 from skyreels_rt.config import AudioAdapterConfig, AudioFeatureConfig
 from skyreels_rt.training.audio_windows import AudioWindows, SpeechBatch
+from skyreels_rt.training.clips import difficulty_of, mouth_values
 from skyreels_rt.training.data.triplets import TripletSource
-from skyreels_rt.training.latent_cache import difficulty_of, log_mels, mouth_values
+from skyreels_rt.training.latent_cache import log_mels
 from skyreels_rt.training.portrait_model import PortraitModel
 from skyreels_rt.types import Timeline
 
@@ -49,7 +50,7 @@ def draw_utterances(
     for index in tqdm(range(count), desc="utterances", unit="clip"):
         source = TripletSource("train", duration_s=duration_s, difficulty=difficulty_of(index))
         speech = source.utterance(index)
-        mouth = mouth_values(speech.mouth)
+        mouth = torch.from_numpy(mouth_values(speech.mouth))
         drawn.append(HeardClip(log_mels(front_end, grid, speech.audio, len(mouth)), mouth))
     return drawn
 

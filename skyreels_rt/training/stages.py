@@ -7,8 +7,9 @@ clips) and the model folders ``demo/`` and ``demo-fast/``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -22,12 +23,12 @@ from skyreels_rt.errors import InvalidArgument
 from skyreels_rt.models.tiny_vae import TinyVAE
 from skyreels_rt.training.batches import WindowSampler
 from skyreels_rt.training.checkpoint import load_checkpoint
+from skyreels_rt.training.clips import RecipeClips, drawn_clips
 from skyreels_rt.training.distillation import DistillationObjective
 from skyreels_rt.training.flow_stage import FlowObjective
 from skyreels_rt.training.frame_pool import FramePool
 from skyreels_rt.training.latent_cache import (
     LatentClip,
-    draw_clip,
     encode_frames,
     load_clips,
     prepare_clips,
@@ -54,6 +55,7 @@ def run_recipe(
     stages: Sequence[Stage] = STAGES,
     until: int | None = None,
     checkpoint_every_s: float = 120.0,
+    clips: RecipeClips | None = None,
 ) -> None:
     """Train, going on from what ``folder`` holds.
 
@@ -69,6 +71,9 @@ def run_recipe(
         Stop each stage at this step, to go on later.
     checkpoint_every_s : float
         Seconds between checkpoints.
+    clips : RecipeClips, optional
+        What the stages that look at pictures train on; drawn on demand by default. Speech and text
+        are always synthesised: only there the true mouths and looks are known.
 
     Raises
     ------
@@ -79,13 +84,14 @@ def run_recipe(
     NonFinite
         Training diverged; the last checkpoint is intact.
     """
-    runners = {
-        "vae": _run_vae,
+    source = drawn_clips(recipe) if clips is None else clips
+    runners: dict[str, Callable[[Recipe, Path, int | None, float], None]] = {
+        "vae": partial(_run_vae, source),
         "speech": _run_speech,
         "text": _run_text,
-        "clips": _run_clips,
-        "flow": _run_flow,
-        "distil": _run_distil,
+        "clips": partial(_run_clips, source),
+        "flow": partial(_run_flow, source),
+        "distil": partial(_run_distil, source),
     }
     for stage in stages:
         if stage not in runners:
@@ -96,12 +102,11 @@ def run_recipe(
         runners[stage](recipe, folder, until, checkpoint_every_s)
 
 
-def _run_vae(recipe: Recipe, folder: Path, until: int | None, every_s: float) -> None:
+def _run_vae(
+    source: RecipeClips, recipe: Recipe, folder: Path, until: int | None, every_s: float
+) -> None:
     vae = TinyVAE(recipe.sizes.vae)
-    pool = FramePool(
-        recipe.sizes.generation.height, recipe.clip_s, recipe.crops, capacity=recipe.pool,
-        seed=recipe.seed,
-    )  # fmt: skip
+    pool = FramePool(source.whole, recipe.crops, capacity=recipe.pool, seed=recipe.seed)
 
     def objective(step: int) -> dict[str, Tensor]:
         frames, weights = pool.batch(step)
@@ -110,7 +115,7 @@ def _run_vae(recipe: Recipe, folder: Path, until: int | None, every_s: float) ->
 
     trainer = Trainer(
         vae, objective, recipe.vae, checkpoint=folder / "vae.safetensors",
-        fingerprint=recipe.fingerprint,
+        fingerprint=recipe.fingerprint + source.mark,
     )  # fmt: skip
     trainer.run(
         until=until, checkpoint_every_s=every_s, label="vae",
@@ -200,19 +205,26 @@ def _train_only(model: PortraitModel, prefixes: tuple[str, ...]) -> None:
             parameter.requires_grad_(False)
 
 
-def _run_clips(recipe: Recipe, folder: Path, until: int | None, every_s: float) -> None:
+def _run_clips(
+    source: RecipeClips, recipe: Recipe, folder: Path, until: int | None, every_s: float
+) -> None:
     del every_s
     front_end = _front_end(recipe)
     sizes, count = recipe.sizes, recipe.num_clips if until is None else min(until, recipe.num_clips)
     if not (folder / _STATISTICS).exists():
-        write_json(folder / _STATISTICS, _measure_latents(recipe, load_vae(recipe, folder)))
+        write_json(folder / _STATISTICS, _measure_latents(source, recipe, load_vae(recipe, folder)))
     prepare_clips(
-        folder / "clips", count, load_vae(recipe, folder), front_end, sizes.audio_features,
-        size=sizes.generation.height, num_latents=recipe.clip_latents,
+        _clip_folder(folder, source), count, load_vae(recipe, folder), front_end,
+        sizes.audio_features, source.short,
     )  # fmt: skip
 
 
-def _measure_latents(recipe: Recipe, vae: TinyVAE) -> dict[str, list[float]]:
+def _clip_folder(folder: Path, source: RecipeClips) -> Path:
+    """Encoded clips of different sources are never mixed."""
+    return folder / (f"clips-{source.mark}" if source.mark else "clips")
+
+
+def _measure_latents(source: RecipeClips, recipe: Recipe, vae: TinyVAE) -> dict[str, list[float]]:
     """Mean of each latent channel and one standard deviation for all, over a few clips.
 
     One for all keeps the channels' proportions, so that an error weighs what it does in the
@@ -220,8 +232,7 @@ def _measure_latents(recipe: Recipe, vae: TinyVAE) -> dict[str, list[float]]:
     """
     clips = []
     for index in range(min(_STATISTICS_CLIPS, recipe.num_clips)):
-        drawn = draw_clip(index, size=recipe.sizes.generation.height, duration_s=recipe.clip_s)
-        clips.append(encode_frames(vae, drawn.clip.frames))
+        clips.append(encode_frames(vae, source.whole.clip(index).frames))
     values = torch.cat([clip.float().flatten(1) for clip in clips], dim=1)
     return {
         "latents_mean": values.mean(1).tolist(),
@@ -229,14 +240,16 @@ def _measure_latents(recipe: Recipe, vae: TinyVAE) -> dict[str, list[float]]:
     }
 
 
-def _run_flow(recipe: Recipe, folder: Path, until: int | None, every_s: float) -> None:
+def _run_flow(
+    source: RecipeClips, recipe: Recipe, folder: Path, until: int | None, every_s: float
+) -> None:
     model = PortraitModel(recipe.sizes)
     _continue_from(model, folder, "speech", "text")
-    sampler = _sampler(recipe, folder, recipe.flow_shift)
+    sampler = _sampler(source, recipe, folder, recipe.flow_shift)
     objective = FlowObjective(model, sampler, recipe.curriculum, recipe.flow.num_steps)
     trainer = Trainer(
         model, objective, recipe.flow, checkpoint=folder / "flow.safetensors",
-        fingerprint=recipe.fingerprint,
+        fingerprint=recipe.fingerprint + source.mark,
     )  # fmt: skip
     vae = load_vae(recipe, folder)
 
@@ -248,7 +261,9 @@ def _run_flow(recipe: Recipe, folder: Path, until: int | None, every_s: float) -
     trainer.run(until=until, checkpoint_every_s=every_s, label="flow", on_checkpoint=show)
 
 
-def _run_distil(recipe: Recipe, folder: Path, until: int | None, every_s: float) -> None:
+def _run_distil(
+    source: RecipeClips, recipe: Recipe, folder: Path, until: int | None, every_s: float
+) -> None:
     plan = recipe.distillation
     if plan is None:
         return
@@ -264,13 +279,13 @@ def _run_distil(recipe: Recipe, folder: Path, until: int | None, every_s: float)
         window=min(taught.window, plan.window),
     )
     objective = DistillationObjective(
-        student, teacher, _sampler(recipe, folder, generation.shift), plan.lesson,
+        student, teacher, _sampler(source, recipe, folder, generation.shift), plan.lesson,
         FlowSchedule(plan.num_steps, generation.shift), teacher_steps=plan.teacher_steps,
         audio_guidance_scale=plan.audio_guidance_scale,
     )  # fmt: skip
     trainer = Trainer(
         student, objective, plan.optimisation, checkpoint=folder / "distil.safetensors",
-        fingerprint=recipe.fingerprint,
+        fingerprint=recipe.fingerprint + source.mark,
     )  # fmt: skip
     vae = load_vae(recipe, folder)
 
@@ -282,8 +297,8 @@ def _run_distil(recipe: Recipe, folder: Path, until: int | None, every_s: float)
     trainer.run(until=until, checkpoint_every_s=every_s, label="distil", on_checkpoint=show)
 
 
-def _sampler(recipe: Recipe, folder: Path, shift: float) -> WindowSampler:
-    clips: list[LatentClip] = load_clips(folder / "clips", recipe.num_clips)
+def _sampler(source: RecipeClips, recipe: Recipe, folder: Path, shift: float) -> WindowSampler:
+    clips: list[LatentClip] = load_clips(_clip_folder(folder, source), recipe.num_clips)
     return WindowSampler(
         clips,
         recipe.sizes.transformer,

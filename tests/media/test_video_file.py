@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from fractions import Fraction
 from pathlib import Path
 
@@ -194,6 +195,20 @@ def test_display_matrix(tmp_path, display, turned):
         assert frame.shape == expected.shape
         assert np.abs(frame.astype(int) - expected).mean() < 12
         assert np.abs(frame[8, 8].astype(int) - expected[8, 8]).max() < 12
+
+
+def test_decoded_frames_do_not_wait_for_the_garbage_collector(shared_data):
+    """Frames of 1080p that wait for it are gigabytes."""
+    gc.collect()
+    gc.disable()
+    try:
+        frames = open_video(shared_data / "video" / "talking_458_25fps_15s.mp4").frames(25)
+        for _ in range(40):
+            next(frames)
+        alive = sum(type(item) is av.VideoFrame for item in gc.get_objects())
+    finally:
+        gc.enable()
+    assert alive <= 10  # the first, and those that decoder and reader hold
 
 
 def test_arrays_are_copied_out():

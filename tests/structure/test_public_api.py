@@ -106,7 +106,7 @@ EXPORT_VAE_FLAGS = {
     "--json",
 }  # fmt: skip
 CONVERT_FLAGS = {"--adapter", "--audio-encoder", "--preset", "--copy"}
-TRAIN_FLAGS = {"--recipe", "--stage", "--until", "--without"}
+TRAIN_FLAGS = {"--data", "--recipe", "--stage", "--until", "--without"}
 
 
 def test_engine_methods():
@@ -127,12 +127,14 @@ def test_command_line():
 
     command = typer.main.get_command(cli.app)
     assert set(command.commands) == {
-        "generate", "stream", "serve", "doctor", "bench", "eval", "calibrate", "train", "estimate",
-        "convert", "export",
+        "generate", "stream", "serve", "doctor", "bench", "eval", "calibrate", "train", "data",
+        "estimate", "convert", "export",
     }  # fmt: skip
     assert set(command.commands["bench"].commands) == {
-        "kernels", "parallel", "quantization", "scaling", "step", "stream", "teacache", "vae",
+        "data", "kernels", "parallel", "quantization", "scaling", "step", "stream", "teacache",
+        "vae",
     }  # fmt: skip
+    assert set(command.commands["data"].commands) == {"build", "draw"}
     assert set(command.commands["export"].commands) == {"vae"}
     for name, expected in (
         ("generate", GENERATE_FLAGS), ("eval", EVAL_FLAGS), ("train", TRAIN_FLAGS),

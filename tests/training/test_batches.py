@@ -14,16 +14,11 @@ from skyreels_rt.diffusion.schedule import FlowSchedule
 from skyreels_rt.errors import InvalidArgument
 from skyreels_rt.training.audio_windows import AudioWindows
 from skyreels_rt.training.batches import WindowSampler
+from skyreels_rt.training.clips import REGIONS, draw_short_clip
 from skyreels_rt.training.curriculum import Curriculum, Dropout, Lesson, Mix
 from skyreels_rt.training.distillation import DistillationObjective
 from skyreels_rt.training.flow_stage import flow_error, noisy_latents
-from skyreels_rt.training.latent_cache import (
-    REGIONS,
-    cells,
-    draw_short_clip,
-    edit_cells,
-    load_clips,
-)
+from skyreels_rt.training.latent_cache import cells, edit_cells, load_clips
 from skyreels_rt.training.portrait_model import PortraitModel
 from skyreels_rt.types import Timeline
 

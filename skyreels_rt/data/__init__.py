@@ -1,0 +1,1 @@
+"""Raw talking videos to synchronised triplets of picture, sound and text."""
