@@ -34,6 +34,9 @@ _AAC_FRAME: Final = 1_024
 _BT709: Final = 1
 _KEYFRAME_SECONDS: Final = 2
 _NO_KEYFRAMES: Final = 10**8
+# x264's macroblock tree works on 16 macroblocks of a row at once. On frames with fewer its bytes
+# differed in 25 of 8,100 runs of one input, 32 pixels wide; without the tree in none of 3,300.
+_MIN_TREE_WIDTH: Final = 16 * 16
 _ACCURATE: Final = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INP
 PRESETS: Final = (
     "ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow",
@@ -214,6 +217,8 @@ class TrackEncoder:
             "preset": given.preset,
             "g": str(_KEYFRAME_SECONDS * given.fps),
         }
+        if given.width < _MIN_TREE_WIDTH:
+            options["mbtree"] = "0"
         if given.live:  # its keyframes are where the caller says
             options |= {"tune": "zerolatency", "g": str(_NO_KEYFRAMES), "sc_threshold": "0"}
         stream = container.add_stream("libx264", rate=given.fps, options=options)
