@@ -90,6 +90,32 @@ def require_segments(name: str, table: Tensor, x_name: str, x: Tensor) -> None:
     require_dense(name, table)
 
 
+def require_tokens(x: Tensor) -> None:
+    """Raise InvalidArgument unless ``x`` is a floating (B, L, D) with D >= 1."""
+    require_shape("x", x, (None, None, None), "(B, L, D)")
+    require_floating("x", x)
+    if x.shape[2] == 0:
+        raise InvalidArgument("x", expected="D >= 1", got=tuple(x.shape))
+
+
+def require_affine(weight: Tensor, bias: Tensor, x: Tensor) -> None:
+    """Raise InvalidArgument unless weight and bias are the rows of a norm of ``x``, checked."""
+    require_segments("weight", weight, "x", x)
+    require_shape("bias", bias, weight.shape, "of weight")
+    require_like("bias", bias, "weight", weight)
+    require_dense("bias", bias)
+
+
+def require_residual(x: Tensor, y: Tensor, gate: Tensor | None) -> None:
+    """Raise InvalidArgument unless ``gate * y`` may be added to ``x``, checked, in place."""
+    require_separate_rows("x", x)
+    require_shape("y", y, x.shape, "of x")
+    require_like("y", y, "x", x)
+    require_dense("y", y)
+    if gate is not None:
+        require_segments("gate", gate, "x", x)
+
+
 def require_dense(name: str, x: Tensor) -> None:
     """Raise InvalidArgument unless the last dimension of ``x`` has stride 1."""
     if x.stride(-1) != 1 and x.shape[-1] > 1:

@@ -31,7 +31,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from skyreels_rt.errors import InvalidArgument
 from skyreels_rt.kernels import _checks, _native
 from skyreels_rt.kernels._library import define_op
 from skyreels_rt.kernels._select import Impl, resolve
@@ -80,20 +79,9 @@ def gate_residual_norm_modulate(
     UnsupportedKernel
         The requested implementation cannot run here.
     """
-    _checks.require_shape("x", x, (None, None, None), "(B, L, D)")
-    _checks.require_floating("x", x)
-    if x.shape[2] == 0:
-        raise InvalidArgument("x", expected="D >= 1", got=tuple(x.shape))
-    _checks.require_separate_rows("x", x)
-    _checks.require_shape("y", y, x.shape, "of x")
-    _checks.require_like("y", y, "x", x)
-    _checks.require_dense("y", y)
-    if gate is not None:
-        _checks.require_segments("gate", gate, "x", x)
-    _checks.require_segments("weight", weight, "x", x)
-    _checks.require_shape("bias", bias, weight.shape, "of weight")
-    _checks.require_like("bias", bias, "weight", weight)
-    _checks.require_dense("bias", bias)
+    _checks.require_tokens(x)
+    _checks.require_residual(x, y, gate)
+    _checks.require_affine(weight, bias, x)
     chosen = resolve("gate_residual_norm_modulate", impl, x.device.type, x.dtype)
     wanted = (x, y, weight, bias) if gate is None else (x, y, gate, weight, bias)
     if chosen == "reference" or _checks.needs_gradient(*wanted):

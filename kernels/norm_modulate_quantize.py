@@ -25,7 +25,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from skyreels_rt.errors import InvalidArgument
 from skyreels_rt.kernels import _checks
 from skyreels_rt.kernels._library import define_op
 from skyreels_rt.kernels._select import Impl, resolve
@@ -62,15 +61,9 @@ def norm_modulate_quantize(
     UnsupportedKernel
         The requested implementation cannot run here.
     """
-    _checks.require_shape("x", x, (None, None, None), "(B, L, D)")
-    _checks.require_floating("x", x)
-    if x.shape[2] == 0:
-        raise InvalidArgument("x", expected="D >= 1", got=tuple(x.shape))
+    _checks.require_tokens(x)
     _checks.require_dense("x", x)
-    _checks.require_segments("weight", weight, "x", x)
-    _checks.require_shape("bias", bias, weight.shape, "of weight")
-    _checks.require_like("bias", bias, "weight", weight)
-    _checks.require_dense("bias", bias)
+    _checks.require_affine(weight, bias, x)
     chosen = resolve("norm_modulate_quantize", impl, x.device.type, x.dtype)
     if chosen == "reference":
         return _reference.norm_modulate_quantize(x, weight, bias, eps=eps)
