@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from skyreels_rt.audio.grid_encoder import GridEncoder
 from skyreels_rt.audio.token_track import TokenTrack
 from skyreels_rt.audio.wav2vec2 import Wav2Vec2Features, build_wav2vec2
 from skyreels_rt.audio.whisper import WhisperFeatures, build_whisper_encoder
@@ -86,8 +87,6 @@ WAV2VEC2_CLASSES = ("Wav2Vec2Model", "Wav2Vec2ForPreTraining", "Wav2Vec2ForCTC")
 TEXT_CLASSES = ("ByteTextEncoder", "UMT5EncoderModel")
 IMAGE_CLASSES = ("CLIPVisionModel", "CLIPVisionModelWithProjection")
 
-AudioEncoder = WhisperFeatures | Wav2Vec2Features
-
 
 @dataclass(frozen=True)
 class Components:
@@ -99,7 +98,7 @@ class Components:
         Model name or folder, for messages and reports.
     transformer, vae : nn.Module
         The DiT and the video VAE, in eval mode.
-    audio_encoder : WhisperFeatures, Wav2Vec2Features or None
+    audio_encoder : GridEncoder or None
         None for a transformer without audio adapter.
     audio_features : AudioFeatureConfig
         Grid of the audio encoder.
@@ -122,7 +121,7 @@ class Components:
     name: str
     transformer: SkyReelsTransformer
     vae: VideoVAE
-    audio_encoder: AudioEncoder | None
+    audio_encoder: GridEncoder | None
     audio_features: AudioFeatureConfig
     text_encoder: TextEncoder
     image_encoder: ClipImageEncoder | None
@@ -418,7 +417,7 @@ class _FolderLoader:
         self._plan(model, "vae", dtype=self.dtype)
         return model
 
-    def audio_encoder(self, *, needed: bool) -> tuple[AudioEncoder | None, AudioFeatureConfig]:
+    def audio_encoder(self, *, needed: bool) -> tuple[GridEncoder | None, AudioFeatureConfig]:
         if not needed:
             return None, AudioFeatureConfig()
         name = self._class_name("audio_encoder", (*WHISPER_CLASSES, *WAV2VEC2_CLASSES))

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from skyreels_rt.audio.grid_encoder import GridEncoder
 from skyreels_rt.audio.loudness import normalise_loudness
 from skyreels_rt.config import config_from_dict, require_positive
 from skyreels_rt.errors import InvalidArgument, ModelError
@@ -80,11 +81,10 @@ class Wav2Vec2Sizes:
         return max(0, num_samples)
 
 
-class Wav2Vec2Features:
+class Wav2Vec2Features(GridEncoder):
     """Features of one grid step from its segment of samples.
 
-    A segment is normalised and encoded on its own, in a batch of one, so equal segments give equal
-    bytes. Loudness and the zero-mean, unit-variance normalisation are those of the segment, as the
+    Loudness and the zero-mean, unit-variance normalisation are those of the segment, as the
     group norm of the first convolution is in any case.
 
     Parameters
@@ -103,7 +103,7 @@ class Wav2Vec2Features:
 
     def __init__(self, model: nn.Module, config: AudioFeatureConfig) -> None:
         self._model = cast("Any", model)
-        self._config = config
+        super().__init__(config)
         last = self._model.config.num_hidden_layers
         layers = [layer for group in config.layers for layer in group]
         if not all(0 <= layer <= last for layer in layers):
@@ -143,14 +143,7 @@ class Wav2Vec2Features:
         InvalidArgument
             ``segment`` has another length or dtype.
         """
-        num_samples = self._config.context * self._config.hop
-        if segment.dtype != np.float32 or segment.shape != (num_samples,):
-            raise InvalidArgument(
-                "segment",
-                expected=f"float32 of shape ({num_samples},)",
-                got=f"{segment.dtype} of shape {segment.shape}",
-                stage="audio",
-            )
+        self._require_segment(segment)
         samples: NDArray[np.float64] = segment.astype(np.float64)
         if self._config.loudness is not None:
             samples = normalise_loudness(segment, self._config.sample_rate, self._config.loudness)
@@ -158,36 +151,9 @@ class Wav2Vec2Features:
         # A torch allocation is 64-byte aligned; GEMM results may depend on the alignment.
         return torch.from_numpy(samples.astype(np.float32)).clone()[None]
 
-    @torch.no_grad()
-    def encode(self, segment: NDArray[np.float32]) -> Tensor:
-        """Hidden states of the grid step inside ``segment``.
-
-        Parameters
-        ----------
-        segment : ndarray, shape (context * hop,), float32 in [-1, 1]
-            Mono samples at 16 kHz: ``past``, ``step`` and ``lookahead`` features' worth.
-
-        Returns
-        -------
-        Tensor, shape (step, L, D), float32, on the encoder's device
-            Positions ``past`` to ``past + step``; entry ``l`` is the mean of the hidden states in
-            ``config.layers[l]``.
-
-        Raises
-        ------
-        InvalidArgument
-            ``segment`` has another length or dtype.
-        """
-        states = self._hidden_states(self.normalised(segment))
-        start, stop = self._config.past, self._config.past + self._config.step
-        groups = [
-            torch.stack([states[layer][0, start:stop].float() for layer in group]).mean(0)
-            for group in self._config.layers
-        ]
-        return torch.stack(groups, dim=1)
-
-    def _hidden_states(self, samples: Tensor) -> list[Tensor]:
-        """What enters the transformer, and each layer's output, (1, context, D) each."""
+    def hidden_states(self, segment: NDArray[np.float32]) -> list[Tensor]:
+        """What enters the first layer, and each layer's output, (1, context, D) each."""
+        samples = self.normalised(segment)
         weight = self._model.feature_projection.projection.weight
         features = self._model.feature_extractor(samples.to(weight.device, weight.dtype))
         features = F.interpolate(

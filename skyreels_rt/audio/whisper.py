@@ -8,12 +8,14 @@ and LongCat-Video-Avatar-1.5 (means over groups of layers of whisper-large-v3).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from skyreels_rt.errors import InvalidArgument, ModelError
+from skyreels_rt.audio.grid_encoder import GridEncoder
+from skyreels_rt.errors import ModelError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -33,12 +35,12 @@ _MEL_RATE = 16_000
 _MEL_FRAMES_PER_POSITION = 2
 
 
-class WhisperFeatures:
+class WhisperFeatures(GridEncoder):
     """Features of one grid step from its segment of samples.
 
-    A segment is encoded on its own, in a batch of one: Whisper's log-mel clamps at 8 (in log10
-    units) below the loudest bin *of what it is given*, and the bits of a matrix product change with
-    its batch. So equal segments give equal bytes, live or offline.
+    Each on its own, because Whisper's log-mel clamps at 8 (in log10 units) below the loudest bin
+    *of what it is given*, and in a batch of one, because the bits of a matrix product change with
+    the batch.
 
     Parameters
     ----------
@@ -65,7 +67,7 @@ class WhisperFeatures:
         from transformers import WhisperFeatureExtractor
 
         self._encoder = encoder
-        self._config = config
+        super().__init__(config)
         self._extractor = WhisperFeatureExtractor(
             feature_size=num_mel_bins,
             sampling_rate=_MEL_RATE,
@@ -95,14 +97,7 @@ class WhisperFeatures:
         InvalidArgument
             ``segment`` has another length or dtype.
         """
-        num_samples = self._config.context * self._config.hop
-        if segment.dtype != np.float32 or segment.shape != (num_samples,):
-            raise InvalidArgument(
-                "segment",
-                expected=f"float32 of shape ({num_samples},)",
-                got=f"{segment.dtype} of shape {segment.shape}",
-                stage="audio",
-            )
+        self._require_segment(segment)
         mel = self._extractor(
             segment,
             sampling_rate=_MEL_RATE,
@@ -113,37 +108,14 @@ class WhisperFeatures:
         # A torch allocation is 64-byte aligned; GEMM results may depend on the alignment.
         return torch.from_numpy(mel).clone()
 
-    @torch.no_grad()
-    def encode(self, segment: NDArray[np.float32]) -> torch.Tensor:
-        """Hidden states of the grid step inside ``segment``.
-
-        Parameters
-        ----------
-        segment : ndarray, shape (context * hop,), float32 in [-1, 1]
-            Mono samples at 16 kHz: ``past``, ``step`` and ``lookahead`` features' worth.
-
-        Returns
-        -------
-        Tensor, shape (step, L, D), float32, on the encoder's device
-            Positions ``past`` to ``past + step``; entry ``l`` is the mean of the hidden states in
-            ``config.layers[l]``.
-
-        Raises
-        ------
-        InvalidArgument
-            ``segment`` has another length or dtype.
-        """
+    def hidden_states(self, segment: NDArray[np.float32]) -> Sequence[torch.Tensor]:
+        """What enters the first layer, and each layer's output, (1, context, D) each."""
         mel = self.log_mel(segment)
         weight = self._encoder.conv1.weight
-        states = self._encoder(
+        states: Sequence[torch.Tensor] = self._encoder(
             mel.to(weight.device, weight.dtype), output_hidden_states=True
         ).hidden_states
-        start, stop = self._config.past, self._config.past + self._config.step
-        groups = [
-            torch.stack([states[layer][0, start:stop].float() for layer in group]).mean(0)
-            for group in self._config.layers
-        ]
-        return torch.stack(groups, dim=1)
+        return states
 
 
 def build_whisper_encoder(config_json: dict[str, Any]) -> torch.nn.Module:
