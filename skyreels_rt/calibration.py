@@ -17,12 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from skyreels_rt.components import CALIBRATION_FILE, Components
+from skyreels_rt.components import Components
 from skyreels_rt.conditioning.portrait import prepare_portrait
 from skyreels_rt.config import config_to_dict, write_json
 from skyreels_rt.diffusion.blf import Window
 from skyreels_rt.diffusion.block_reuse import OnBlocks
 from skyreels_rt.errors import InvalidArgument, OutputError
+from skyreels_rt.model_folder import CALIBRATION_FILE
 from skyreels_rt.options import resolve_settings
 from skyreels_rt.report import versions
 from skyreels_rt.runtime.magcache import MagCache

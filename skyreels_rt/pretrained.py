@@ -9,13 +9,14 @@ from typing import Any, Literal, TypeAlias, TypedDict, Unpack, cast
 
 import torch
 
-from skyreels_rt.components import Components, load_components, stored_transformer_dtype
+from skyreels_rt.components import Components
 from skyreels_rt.distributed.fit import require_model
 from skyreels_rt.distributed.mesh import Mesh, open_mesh, rank_device
 from skyreels_rt.distributed.parallel import Parallel
 from skyreels_rt.errors import InvalidArgument, ModelError
 from skyreels_rt.export.exported_vae import VAERunner, load_exported_vae
 from skyreels_rt.kernels import KernelPlan
+from skyreels_rt.model_folder import load_components, stored_transformer_dtype
 from skyreels_rt.models.transformer import offload_blocks
 from skyreels_rt.quantization import QuantPolicy, quantize_transformer, resolve_policy
 from skyreels_rt.runtime.device import resolve_device, resolve_dtype

@@ -18,11 +18,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from skyreels_rt.components import PIPELINE_CLASS, check_folder
 from skyreels_rt.config import config_to_dict, read_json, write_json
 from skyreels_rt.conversion.encoder_configs import clip_config, umt5_config, vae_config
 from skyreels_rt.conversion.official_folder import OfficialFolder, find_parts
 from skyreels_rt.errors import InvalidArgument, ModelError, OutputError
+from skyreels_rt.model_folder import PIPELINE_CLASS, check_folder
 from skyreels_rt.presets import find_preset
 from skyreels_rt.types import LoadCallback, LoadProgress
 from skyreels_rt.weights.files import StoredTensor, read_checkpoint

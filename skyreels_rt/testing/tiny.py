@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from skyreels_rt.audio.whisper import WhisperFeatures, build_whisper_encoder
-from skyreels_rt.components import Components, save_components
+from skyreels_rt.components import Components
 from skyreels_rt.config import (
     AudioAdapterConfig,
     AudioFeatureConfig,
@@ -26,6 +26,7 @@ from skyreels_rt.config import (
     TransformerConfig,
 )
 from skyreels_rt.kernels import KernelPlan
+from skyreels_rt.model_folder import save_components
 from skyreels_rt.models.text_encoder import ByteTextEncoder
 from skyreels_rt.models.tiny_vae import TinyVAE
 from skyreels_rt.models.transformer import SkyReelsTransformer

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from skyreels_rt.audio.whisper import build_whisper_encoder
-from skyreels_rt.components import save_components
 from skyreels_rt.config import AudioFeatureConfig, GenerationConfig
 from skyreels_rt.kernels import KernelPlan
+from skyreels_rt.model_folder import save_components
 from skyreels_rt.models.text_encoder import PAD, ByteTextEncoder
 from skyreels_rt.models.tiny_vae import TinyVAE
 from skyreels_rt.models.transformer import ContextCache, SkyReelsTransformer

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from skyreels_rt.components import PIPELINE_CLASS
 from skyreels_rt.estimate import estimate_job
+from skyreels_rt.model_folder import PIPELINE_CLASS
 from skyreels_rt.options import resolve_settings
 from skyreels_rt.pretrained import load_shapes
 

@@ -8,10 +8,10 @@ import torch
 import skyreels_rt as rt
 from skyreels_rt.audio.wav2vec2 import Wav2Vec2Features, build_wav2vec2
 from skyreels_rt.audio.whisper import WhisperFeatures, build_whisper_encoder
-from skyreels_rt.components import PIPELINE_CLASS
 from skyreels_rt.diffusion.guidance import guidance_passes
 from skyreels_rt.diffusion.schedule import FlowSchedule
 from skyreels_rt.errors import ModelError
+from skyreels_rt.model_folder import PIPELINE_CLASS
 from skyreels_rt.presets import (
     PRESETS,
     WAV2VEC2_GRID,
