@@ -114,14 +114,7 @@ setup(
     packages=list(packages()),
     package_dir=PACKAGE_DIR,
     package_data={
-        "skyreels_rt": [
-            "py.typed",
-            "_C.pyi",
-            "assets/**",
-            "*/*.json",
-            "data/*.toml",
-            "serve/page/*",
-        ]
+        "skyreels_rt": ["py.typed", "_C.pyi", "assets/**", "*/*.json", "*/*.toml", "serve/page/*"]
     },
     ext_modules=list(extensions()),
     cmdclass={"build_ext": CMakeBuild},

@@ -237,6 +237,6 @@ class WorkerTimeout(SkyReelsError, TimeoutError):
 
 
 class WorkerFailed(SkyReelsError, RuntimeError):
-    """A worker met an error that has no type of its own; the next call starts new workers."""
+    """A worker process cannot go on, by an error without a type; an engine starts new ones next."""
 
     code = "worker_failed"

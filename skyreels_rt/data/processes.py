@@ -14,19 +14,13 @@ from typing import Any
 
 from skyreels_rt.data.settings import DataSettings
 from skyreels_rt.data.tasks import SourceTask
-from skyreels_rt.errors import SkyReelsError
+from skyreels_rt.errors import WorkerFailed
 
 Answer = Mapping[str, Any]
 """``{"result": ...}``, ``{"crashed": why}`` or ``{"error": ...}``."""
 
 _ATTEMPTS = 2
 _GOODBYE_S = 10.0
-
-
-class WorkerFailed(SkyReelsError, RuntimeError):
-    """A worker cannot work at all: a package is missing, or its output cannot be written."""
-
-    code = "worker_failed"
 
 
 class _Worker:

@@ -17,12 +17,12 @@ import pytest
 from skyreels_rt.bench.data_corpus import TalkingClip, delayed, write_clip
 from skyreels_rt.data.build import MANIFEST, REPORT, build
 from skyreels_rt.data.manifest import read_manifest
-from skyreels_rt.data.processes import WorkerFailed, run_in_processes
+from skyreels_rt.data.processes import run_in_processes
 from skyreels_rt.data.settings import CaptionSettings, load_settings
 from skyreels_rt.data.shards import ShardSet
 from skyreels_rt.data.source import answer_for
 from skyreels_rt.data.sync import sync_scores
-from skyreels_rt.errors import InvalidArgument
+from skyreels_rt.errors import InvalidArgument, WorkerFailed
 
 FRAMES = 75
 QUARTER_TURN = (0, 1 << 16, 0, -(1 << 16), 0, 0, 256 << 16, 0, 1 << 30)
