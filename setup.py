@@ -113,9 +113,7 @@ class CMakeBuild(build_ext):
 setup(
     packages=list(packages()),
     package_dir=PACKAGE_DIR,
-    package_data={
-        "skyreels_rt": ["py.typed", "_C.pyi", "assets/**", "*/*.json", "*/*.toml", "serve/page/*"]
-    },
+    package_data={"skyreels_rt": ["py.typed", "_C.pyi", "assets/**", "*/*.json", "serve/page/*"]},
     ext_modules=list(extensions()),
     cmdclass={"build_ext": CMakeBuild},
 )

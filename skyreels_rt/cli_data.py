@@ -31,7 +31,7 @@ def build(
     *,
     output: Output,
     config: Annotated[
-        Path | None, typer.Option(help="TOML over skyreels_rt/data/defaults.toml.")
+        Path | None, typer.Option(help="TOML over skyreels_rt/assets/data/defaults.toml.")
     ] = None,
     workers: Annotated[int | None, typer.Option(help="Processes (default: all cores).")] = None,
     captioner: Annotated[

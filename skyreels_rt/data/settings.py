@@ -7,7 +7,6 @@ import json
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +15,8 @@ from skyreels_rt.errors import InvalidArgument
 
 VERSION = 1
 """Version of the settings' layout; files of another one are refused."""
+
+_DEFAULTS = Path(__file__).parents[1] / "assets" / "data" / "defaults.toml"
 
 TableT = TypeVar("TableT")
 
@@ -146,8 +147,7 @@ def load_settings(path: Path | None = None) -> DataSettings:
     InvalidArgument
         The file cannot be read, has another version, an unknown name, or a value out of range.
     """
-    packaged = resources.files("skyreels_rt.data").joinpath("defaults.toml").read_text("utf-8")
-    data = tomllib.loads(packaged)
+    data = tomllib.loads(_DEFAULTS.read_text("utf-8"))
     return settings_from(data if path is None else _merged(data, _read(path)))
 
 
