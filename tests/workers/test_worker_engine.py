@@ -40,20 +40,6 @@ def alone(small_model):
     return rt.Engine.from_pretrained(small_model)
 
 
-def assert_same_file(first, second):
-    """Equal pictures, but for what x264 does differently in one run of a hundred or so."""
-    import av
-
-    def pictures(path):
-        with av.open(str(path)) as container:
-            assert container.streams.audio
-            return np.stack([f.to_ndarray(format="rgb24") for f in container.decode(video=0)])
-
-    one, other = pictures(first), pictures(second)
-    assert one.shape == other.shape
-    assert np.abs(one.astype(np.int16) - other).mean() < 0.5
-
-
 def pids_of(engine):
     return [one.pid for one in engine.workers]
 
@@ -75,7 +61,7 @@ def test_the_file_is_that_of_one_process(engine, alone, tmp_path):
     np.testing.assert_array_equal(engine.generate(**options).frames, expected)
     summary = engine.generate_file(tmp_path / "workers.mp4", **options)
     expected = alone.generate_file(tmp_path / "alone.mp4", **options)
-    assert_same_file(tmp_path / "workers.mp4", tmp_path / "alone.mp4")
+    assert (tmp_path / "workers.mp4").read_bytes() == (tmp_path / "alone.mp4").read_bytes()
     assert summary.settings == expected.settings
     assert summary.steps == expected.steps
     assert set(summary.stage_seconds) == set(expected.stage_seconds)
@@ -306,7 +292,7 @@ def test_the_command_line(small_model, tmp_path):
         report = ["--json", str(tmp_path / f"{name}.json"), "-o", str(tmp_path / f"{name}.mp4")]
         result = CliRunner().invoke(app, [*common, *more, *report])
         assert result.exit_code == 0, result.output
-    assert_same_file(tmp_path / "workers.mp4", tmp_path / "alone.mp4")
+    assert (tmp_path / "workers.mp4").read_bytes() == (tmp_path / "alone.mp4").read_bytes()
     found = json.loads((tmp_path / "workers.json").read_text())
     assert found["device"] == "cpu,cpu"
     assert len(found["details"]["ranks"]) == 2
