@@ -318,11 +318,16 @@ def train(
     data: Annotated[
         Path | None, typer.Option(help="Folder of shards for the stages that look at pictures.")
     ] = None,
+    device: Annotated[str, typer.Option(help='"cpu", "cuda[:n]" or "auto".')] = "auto",
+    share: Annotated[
+        str | None,
+        typer.Option(help='Of the stage "clips": "3/16" prepares part 3 (from 0) of 16.'),
+    ] = None,
 ) -> None:
     """Train a model from nothing on drawn, synthesised clips; needs the [train] extra."""
     with errors_as_exit_codes():
         from skyreels_rt.training.recipe import ablated, find_recipe
-        from skyreels_rt.training.stages import STAGES, run_recipe
+        from skyreels_rt.training.stages import STAGES, Share, run_recipe
 
         chosen = find_recipe(recipe)
         if without is not None:
@@ -332,7 +337,15 @@ def train(
             from skyreels_rt.training.shard_clips import shard_clips
 
             clips = shard_clips(data, chosen)
-        run_recipe(chosen, output, stages=cast("Any", stage or STAGES), until=until, clips=clips)
+        run_recipe(
+            chosen,
+            output,
+            stages=cast("Any", stage or STAGES),
+            until=until,
+            clips=clips,
+            device=device,
+            share=None if share is None else Share.parse(share),
+        )
         console.print(f"{output}: done", markup=False)
 
 

@@ -15,7 +15,6 @@ from skyreels_rt.conditioning.source_video import SourceTrack
 from skyreels_rt.errors import InvalidArgument
 from skyreels_rt.job import JobSettings
 from skyreels_rt.media.image import ImageInput, load_image
-from skyreels_rt.media.video_file import open_video
 from skyreels_rt.options import SceneOptions
 
 logger = logging.getLogger(__name__)
@@ -66,6 +65,8 @@ def load_scene(
         _require_portrait_use(components)
         portrait = _cropped(settings, image, finder)
     if video is not None:
+        from skyreels_rt.media.video_file import open_video
+
         frame_mask = resolve_edit_mask(mask, settings.height, settings.width, finder)
         rate = settings.fps if isinstance(video, np.ndarray) else None
         source = SourceTrack(

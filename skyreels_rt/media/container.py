@@ -7,8 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-import av
-
 from skyreels_rt.errors import MediaError
 from skyreels_rt.media.local_file import decoding, open_local, sniff_format
 
@@ -55,6 +53,8 @@ def open_container(source: str | Path, *, stage: str) -> Iterator[InputContainer
     MediaError
         The file cannot be read, begins like none of the known containers, or is damaged.
     """
+    import av
+
     with open_local(source, stage=stage) as file:
         kind = sniff_format(file)
         if kind not in _DEMUXERS:

@@ -7,10 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final
 
-import av
 import numpy as np
-from av.video.frame import PictureType
-from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 from numpy.typing import NDArray
 
 from skyreels_rt.errors import InvalidArgument, NonFinite
@@ -32,12 +29,12 @@ AAC_SAMPLE_RATES: Final = (
 AAC_BITS_PER_CHANNEL: Final = 96_000
 _AAC_FRAME: Final = 1_024
 _BT709: Final = 1
+_LIMITED_RANGE: Final = 1
 _KEYFRAME_SECONDS: Final = 2
 _NO_KEYFRAMES: Final = 10**8
 # x264's macroblock tree works on 16 macroblocks of a row at once. On frames with fewer its bytes
 # differed in 25 of 8,100 runs of one input, 32 pixels wide; without the tree in none of 3,300.
 _MIN_TREE_WIDTH: Final = 16 * 16
-_ACCURATE: Final = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INP
 PRESETS: Final = (
     "ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow",
 )  # fmt: skip
@@ -145,6 +142,8 @@ class TrackEncoder:
         settings: TrackSettings,
         emit: Callable[[list[Packet[Any]]], None],
     ) -> None:
+        from av.video.reformatter import VideoReformatter
+
         self.settings = settings
         self.num_frames = 0
         self._emit = emit
@@ -230,7 +229,7 @@ class TrackEncoder:
         # Threads over frames hold frames back; threads over slices do not.
         context.thread_type = "SLICE" if given.live else "FRAME"
         context.colorspace = context.color_primaries = context.color_trc = _BT709
-        context.color_range = ColorRange.MPEG
+        context.color_range = _LIMITED_RANGE
         return stream
 
     def _add_audio(self, container: OutputContainer) -> AudioStream:
@@ -265,13 +264,18 @@ class TrackEncoder:
 
     def _encode_frame(self, pixels: NDArray[np.uint8], *, keyframe: bool) -> None:
         """Encode one RGB frame at time ``num_frames / fps``."""
+        import av
+        from av.video.frame import PictureType
+        from av.video.reformatter import ColorRange, Colorspace, Interpolation
+
+        accurate = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INP
         frame = self._reformatter.reformat(
             av.VideoFrame.from_ndarray(pixels, format="rgb24"),
             format="yuv420p",
             dst_colorspace=Colorspace.ITU709,
             src_color_range=ColorRange.JPEG,
             dst_color_range=ColorRange.MPEG,
-            interpolation=_ACCURATE,
+            interpolation=accurate,
         )
         frame.pts, frame.time_base = self.num_frames, Fraction(1, self.settings.fps)
         if keyframe:
@@ -291,6 +295,8 @@ class TrackEncoder:
         """Encode one AAC frame, shorter only at the end, at time ``_num_samples / sample_rate``."""
         if self.audio is None or not len(samples):
             return
+        import av
+
         layout = "mono" if samples.shape[1] == 1 else "stereo"
         frame = av.AudioFrame.from_ndarray(
             np.ascontiguousarray(samples.T), format="fltp", layout=layout

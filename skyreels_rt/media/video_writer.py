@@ -16,7 +16,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-import av
 import numpy as np
 from numpy.typing import NDArray
 
@@ -206,6 +205,8 @@ class VideoWriter:
 
     def _open_container(self, mark: str | None) -> OutputContainer:
         """Container over the new temporary file; both are closed by ``_resources``."""
+        import av
+
         # Python's file and not FFmpeg's: a full disk then raises instead of being logged.
         file = self._resources.enter_context(self._temporary.open("xb"))
         given = self._settings

@@ -5,8 +5,8 @@ Legend: B samples, W latents of a window, S grid steps, E frames of a latent's a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -39,6 +39,12 @@ class SpeechBatch:
     starts_clip: Tensor
     hears: Tensor
     mouth: Tensor
+
+    def to(self, device: torch.device) -> Self:
+        """The batch with every tensor on ``device``; batches are drawn on the CPU everywhere."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved = {name: v.to(device) for name, v in values.items() if isinstance(v, Tensor)}
+        return replace(self, **moved)
 
 
 class AudioWindows:

@@ -66,11 +66,12 @@ class DistillationObjective:
 
     def __call__(self, step: int) -> dict[str, Tensor]:
         """``loss``: weighted square error of the student's clean latents against the teacher's."""
-        batch = self._sampler.batch(step, self._lesson, NO_DROPOUT)
+        device = self._student.device
+        batch = self._sampler.batch(step, self._lesson, NO_DROPOUT).to(device)
         level = step % (len(self._sigmas) - 1)
         start, stop = self._sigmas[level], self._sigmas[level + 1]
         noisy = (1 - start) * batch.clean + start * batch.noise
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16):
             target = self._teacher_arrival(batch, noisy, start, stop)
             tokens = self._student.audio_tokens(batch)
             context = self._student.context(batch.prompts, tokens)

@@ -72,8 +72,9 @@ class FlowObjective:
     def __call__(self, step: int) -> dict[str, Tensor]:
         """``loss`` of step ``step``."""
         lesson = self._curriculum.lesson(step, self._num_steps)
-        batch = self._sampler.batch(step, lesson, self._curriculum.dropout)
-        with torch.autocast("cpu", torch.bfloat16):
+        device = self._model.device
+        batch = self._sampler.batch(step, lesson, self._curriculum.dropout).to(device)
+        with torch.autocast(device.type, torch.bfloat16):
             with torch.no_grad():
                 tokens = self._model.audio_tokens(batch)
             velocity = self._model.velocity(

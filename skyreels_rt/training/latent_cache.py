@@ -9,6 +9,7 @@ Legend: F frames, n latents, C channels, h w latent rows and columns, S grid ste
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,9 +118,9 @@ def encode_clip(
     with torch.no_grad():
         video = to_video_tensor(frames, vae)
         versions = video if edit is None else torch.cat([video, _blanked(video, edit)])
-        encoded = vae.encode(versions).to(torch.bfloat16)
+        encoded = vae.encode(versions).to("cpu", torch.bfloat16)
         stills = to_video_tensor(portraits, vae).transpose(0, 2)
-        first = vae.encode(stills)[:, :, 0].to(torch.bfloat16)
+        first = vae.encode(stills)[:, :, 0].to("cpu", torch.bfloat16)
     return LatentClip(
         latents=encoded[0],
         portraits=first,
@@ -164,7 +165,7 @@ def encode_frames(vae: VideoVAE, frames: NDArray[np.uint8]) -> Tensor:
     num_latents = (len(frames) - 1) // vae.temporal_stride + 1
     whole = frames[: Timeline(vae.temporal_stride).num_frames(num_latents)]
     with torch.no_grad():
-        return vae.encode(to_video_tensor(whole, vae))[0].to(torch.bfloat16)
+        return vae.encode(to_video_tensor(whole, vae))[0].to("cpu", torch.bfloat16)
 
 
 def log_mels(
@@ -188,15 +189,15 @@ def log_mels(
 
 def prepare_clips(
     folder: Path,
-    count: int,
+    indices: Sequence[int],
     vae: VideoVAE,
     front_end: WhisperFeatures,
     audio_features: AudioFeatureConfig,
     source: ClipSource,
 ) -> None:
-    """Get and encode training clips ``0 .. count - 1`` that ``folder`` does not hold yet."""
+    """Get and encode training clips of these numbers that ``folder`` does not hold yet."""
     folder.mkdir(parents=True, exist_ok=True)
-    missing = [index for index in range(count) if not _path(folder, index).exists()]
+    missing = [index for index in indices if not _path(folder, index).exists()]
     with ThreadPoolExecutor(1) as ahead, tqdm(total=len(missing), desc="clips") as bar:
         pending = [ahead.submit(source.clip, i) for i in missing[:2]]
         for position, index in enumerate(missing):
@@ -264,7 +265,7 @@ def _path(folder: Path, index: int) -> Path:
 def _blanked(video: Tensor, edit: NDArray[np.bool_]) -> Tensor:
     """Copy of ``video`` (1, 3, F, H, W) whose cells in ``edit`` (F, h, w) are mid-grey."""
     pixels = torch.from_numpy(np.repeat(np.repeat(edit, _CELL, 1), _CELL, 2))
-    return video.masked_fill(pixels, 0)
+    return video.masked_fill(pixels.to(video.device), 0)
 
 
 def _slots(per_frame: Tensor) -> Tensor:

@@ -38,6 +38,7 @@ class PortraitModel(nn.Module):
         super().__init__()
         assert sizes.transformer.audio is not None
         audio = sizes.transformer.audio
+        # The reference operators have gradients and run on any device.
         plan = KernelPlan.choose(torch.device("cpu"), torch.float32, "reference")
         self.sizes = sizes
         self.transformer = SkyReelsTransformer(sizes.transformer, plan)
@@ -51,6 +52,11 @@ class PortraitModel(nn.Module):
         self.mouth_head = nn.Linear(audio.token_dim, _FRAMES * _MOUTH_PARAMETERS)
         self.caption_head = nn.Linear(sizes.text.dim, _LOOKS)
         _initialise(self)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.transformer.device
 
     def audio_tokens(self, batch: SpeechBatch) -> Tensor:
         """Tokens (B, W, M, C) of a batch, silent where the audio is left out."""

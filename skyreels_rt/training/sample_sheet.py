@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 from skyreels_rt.engine import Engine
@@ -16,7 +17,13 @@ FIRST_SAMPLE = 900_000
 
 
 def write_sample_sheet(
-    folder: Path, path: Path, *, num_clips: int = 3, num_frames: int = 8, seconds: float = 2.0
+    folder: Path,
+    path: Path,
+    *,
+    num_clips: int = 3,
+    num_frames: int = 8,
+    seconds: float = 2.0,
+    device: str | torch.device = "cpu",
 ) -> None:
     """Generate clips and write rows of truth above rows of result.
 
@@ -32,8 +39,10 @@ def write_sample_sheet(
         Frames shown of each.
     seconds : float
         Length of each.
+    device : str or torch.device
+        Where to generate.
     """
-    engine = Engine.from_pretrained(folder, dtype="bfloat16")
+    engine = Engine.from_pretrained(folder, device=device, dtype="bfloat16")
     size = engine.components.generation.height
     source = TripletSource("train", size, max(seconds, 1.0), 0.0)
     rows = []

@@ -125,8 +125,9 @@ class SpeechObjective:
 
     def __call__(self, step: int) -> dict[str, Tensor]:
         """``loss`` of step ``step``, and the share of the opening's variance not explained."""
-        batch = self._sampler.batch(step)
-        with torch.autocast("cpu", torch.bfloat16):
+        device = self._model.device
+        batch = self._sampler.batch(step).to(device)
+        with torch.autocast(device.type, torch.bfloat16):
             mouth = self._model.mouth(self._model.audio_tokens(batch)).float()
         opening = (mouth - batch.mouth)[..., 0].detach().square().mean()
         return {

@@ -7,20 +7,21 @@ clips) and the model folders ``demo/`` and ``demo-fast/``.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from skyreels_rt.audio.whisper import WhisperFeatures, build_whisper_encoder
 from skyreels_rt.config import read_json, write_json
 from skyreels_rt.diffusion.schedule import FlowSchedule
 from skyreels_rt.errors import InvalidArgument
 from skyreels_rt.models.tiny_vae import TinyVAE
+from skyreels_rt.runtime.device import resolve_device
 from skyreels_rt.training.batches import WindowSampler
 from skyreels_rt.training.checkpoint import load_checkpoint
 from skyreels_rt.training.clips import RecipeClips, drawn_clips
@@ -36,16 +37,91 @@ from skyreels_rt.training.latent_cache import (
 from skyreels_rt.training.plots import plot_history
 from skyreels_rt.training.portrait_model import PortraitModel
 from skyreels_rt.training.recipe import HEARING, READING, Recipe
-from skyreels_rt.training.sample_sheet import write_sample_sheet
 from skyreels_rt.training.speech_stage import SpeechObjective, SpeechSampler, draw_utterances
 from skyreels_rt.training.text_stage import CaptionObjective
-from skyreels_rt.training.trainer import Trainer
+from skyreels_rt.training.trainer import Losses, Optimisation, Trainer
 from skyreels_rt.training.vae_stage import reconstruction_losses
+
+logger = logging.getLogger(__name__)
 
 Stage = Literal["vae", "speech", "text", "clips", "flow", "distil"]
 _STATISTICS = "latent_statistics.json"
 _STATISTICS_CLIPS = 16
 STAGES: tuple[Stage, ...] = ("vae", "speech", "text", "clips", "flow", "distil")
+
+
+@dataclass(frozen=True)
+class Share:
+    """Part of the clips that one of several processes prepares: every ``of``-th, from ``part`` on.
+
+    Attributes
+    ----------
+    part, of : int
+        ``0 <= part < of``.
+    """
+
+    part: int = 0
+    of: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.part < self.of:
+            raise InvalidArgument(
+                "share", expected="part/of with 0 <= part < of", got=f"{self.part}/{self.of}"
+            )
+
+    @classmethod
+    def parse(cls, text: str) -> Share:
+        """Read ``"part/of"``.
+
+        Raises
+        ------
+        InvalidArgument
+            ``text`` is something else.
+        """
+        part, _, of = text.partition("/")
+        if not (part.isdecimal() and of.isdecimal()):
+            raise InvalidArgument("share", expected='"part/of", as "3/16"', got=text)
+        return cls(int(part), int(of))
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What every stage is told."""
+
+    recipe: Recipe
+    folder: Path
+    source: RecipeClips
+    device: torch.device
+    share: Share
+    until: int | None
+    checkpoint_every_s: float
+
+    def train(
+        self,
+        stage: str,
+        module: nn.Module,
+        objective: Callable[[int], Losses],
+        optimisation: Optimisation,
+        *,
+        sees_clips: bool,
+        show: Callable[[Trainer], None] | None = None,
+    ) -> None:
+        """Run one stage's training loop, with its checkpoint, curves and what ``show`` writes."""
+        fingerprint = self.recipe.fingerprint + (self.source.mark if sees_clips else "")
+        trainer = Trainer(
+            module, objective, optimisation,
+            checkpoint=self.folder / f"{stage}.safetensors", fingerprint=fingerprint,
+        )  # fmt: skip
+
+        def on_checkpoint(state: Trainer) -> None:
+            plot_history(state.history, self.folder / f"{stage}.png")
+            if show is not None:
+                show(state)
+
+        trainer.run(
+            until=self.until, checkpoint_every_s=self.checkpoint_every_s, label=stage,
+            on_checkpoint=on_checkpoint,
+        )  # fmt: skip
 
 
 def run_recipe(
@@ -56,6 +132,8 @@ def run_recipe(
     until: int | None = None,
     checkpoint_every_s: float = 120.0,
     clips: RecipeClips | None = None,
+    device: str | torch.device = "auto",
+    share: Share | None = None,
 ) -> None:
     """Train, going on from what ``folder`` holds.
 
@@ -74,53 +152,51 @@ def run_recipe(
     clips : RecipeClips, optional
         What the stages that look at pictures train on; drawn on demand by default. Speech and text
         are always synthesised: only there the true mouths and looks are known.
+    device : str or torch.device
+        Where the models are; ``"auto"`` is CUDA where there is one. Batches are drawn on the CPU,
+        the same for every device, and a run may go on elsewhere than it began. It repeats bit for
+        bit on the CPU.
+    share : Share, optional
+        Part of the clips that the stage ``clips`` prepares; several processes can share a folder.
 
     Raises
     ------
     InvalidArgument
-        Unknown stage.
+        Unknown stage or device.
     ModelError
         A stage needs one that did not run yet, or the folder belongs to another recipe.
     NonFinite
         Training diverged; the last checkpoint is intact.
     """
-    source = drawn_clips(recipe) if clips is None else clips
-    runners: dict[str, Callable[[Recipe, Path, int | None, float], None]] = {
-        "vae": partial(_run_vae, source),
-        "speech": _run_speech,
-        "text": _run_text,
-        "clips": partial(_run_clips, source),
-        "flow": partial(_run_flow, source),
-        "distil": partial(_run_distil, source),
-    }
     for stage in stages:
-        if stage not in runners:
+        if stage not in _RUNNERS:
             raise InvalidArgument("stages", expected=f"some of {STAGES}", got=stage)
+    run = _Run(
+        recipe,
+        folder,
+        drawn_clips(recipe) if clips is None else clips,
+        resolve_device(device),
+        share or Share(),
+        until,
+        checkpoint_every_s,
+    )
     folder.mkdir(parents=True, exist_ok=True)
     for stage in stages:
         torch.manual_seed(recipe.seed)
-        runners[stage](recipe, folder, until, checkpoint_every_s)
+        _RUNNERS[stage](run)
 
 
-def _run_vae(
-    source: RecipeClips, recipe: Recipe, folder: Path, until: int | None, every_s: float
-) -> None:
-    vae = TinyVAE(recipe.sizes.vae)
-    pool = FramePool(source.whole, recipe.crops, capacity=recipe.pool, seed=recipe.seed)
+def _run_vae(run: _Run) -> None:
+    recipe = run.recipe
+    vae = TinyVAE(recipe.sizes.vae).to(run.device)
+    pool = FramePool(run.source.whole, recipe.crops, capacity=recipe.pool, seed=recipe.seed)
 
     def objective(step: int) -> dict[str, Tensor]:
         frames, weights = pool.batch(step)
         noise = torch.Generator().manual_seed(step)
         return reconstruction_losses(vae, frames, weights, noise)
 
-    trainer = Trainer(
-        vae, objective, recipe.vae, checkpoint=folder / "vae.safetensors",
-        fingerprint=recipe.fingerprint + source.mark,
-    )  # fmt: skip
-    trainer.run(
-        until=until, checkpoint_every_s=every_s, label="vae",
-        on_checkpoint=lambda t: plot_history(t.history, folder / "vae.png"),
-    )  # fmt: skip
+    run.train("vae", vae, objective, recipe.vae, sees_clips=True)
 
 
 def load_vae(recipe: Recipe, folder: Path) -> TinyVAE:
@@ -147,10 +223,10 @@ def load_vae(recipe: Recipe, folder: Path) -> TinyVAE:
     return vae.to(torch.bfloat16).eval().requires_grad_(False)
 
 
-def _run_speech(recipe: Recipe, folder: Path, until: int | None, every_s: float) -> None:
-    sizes, plan = recipe.sizes, recipe.speech
+def _run_speech(run: _Run) -> None:
+    recipe, sizes, plan = run.recipe, run.recipe.sizes, run.recipe.speech
     assert sizes.transformer.audio is not None
-    model = PortraitModel(sizes)
+    model = PortraitModel(sizes).to(run.device)
     _train_only(model, HEARING)
     sampler = SpeechSampler(
         draw_utterances(
@@ -162,30 +238,16 @@ def _run_speech(recipe: Recipe, folder: Path, until: int | None, every_s: float)
         batch_size=plan.batch_size,
         seed=recipe.seed,
     )
-    trainer = Trainer(
-        model, SpeechObjective(model, sampler), plan.optimisation,
-        checkpoint=folder / "speech.safetensors", fingerprint=recipe.fingerprint,
-    )  # fmt: skip
-    trainer.run(
-        until=until, checkpoint_every_s=every_s, label="speech",
-        on_checkpoint=lambda t: plot_history(t.history, folder / "speech.png"),
-    )  # fmt: skip
+    objective = SpeechObjective(model, sampler)
+    run.train("speech", model, objective, plan.optimisation, sees_clips=False)
 
 
-def _run_text(recipe: Recipe, folder: Path, until: int | None, every_s: float) -> None:
-    model = PortraitModel(recipe.sizes)
+def _run_text(run: _Run) -> None:
+    model = PortraitModel(run.recipe.sizes).to(run.device)
     _train_only(model, READING)
-    trainer = Trainer(
-        model,
-        CaptionObjective(model, recipe.text.batch_size, seed=recipe.seed),
-        recipe.text.optimisation,
-        checkpoint=folder / "text.safetensors",
-        fingerprint=recipe.fingerprint,
-    )
-    trainer.run(
-        until=until, checkpoint_every_s=every_s, label="text",
-        on_checkpoint=lambda t: plot_history(t.history, folder / "text.png"),
-    )  # fmt: skip
+    plan = run.recipe.text
+    objective = CaptionObjective(model, plan.batch_size, seed=run.recipe.seed)
+    run.train("text", model, objective, plan.optimisation, sees_clips=False)
 
 
 def _continue_from(model: PortraitModel, folder: Path, *stages: str) -> None:
@@ -205,18 +267,20 @@ def _train_only(model: PortraitModel, prefixes: tuple[str, ...]) -> None:
             parameter.requires_grad_(False)
 
 
-def _run_clips(
-    source: RecipeClips, recipe: Recipe, folder: Path, until: int | None, every_s: float
-) -> None:
-    del every_s
-    front_end = _front_end(recipe)
-    sizes, count = recipe.sizes, recipe.num_clips if until is None else min(until, recipe.num_clips)
-    if not (folder / _STATISTICS).exists():
-        write_json(folder / _STATISTICS, _measure_latents(source, recipe, load_vae(recipe, folder)))
+def _run_clips(run: _Run) -> None:
+    recipe, share = run.recipe, run.share
+    count = recipe.num_clips if run.until is None else min(run.until, recipe.num_clips)
+    if not (run.folder / _STATISTICS).exists():
+        vae = load_vae(recipe, run.folder).to(run.device)
+        write_json(run.folder / _STATISTICS, _measure_latents(run.source, recipe, vae))
     prepare_clips(
-        _clip_folder(folder, source), count, load_vae(recipe, folder), front_end,
-        sizes.audio_features, source.short,
-    )  # fmt: skip
+        _clip_folder(run.folder, run.source),
+        range(share.part, count, share.of),
+        load_vae(recipe, run.folder).to(run.device),
+        _front_end(recipe),
+        recipe.sizes.audio_features,
+        run.source.short,
+    )
 
 
 def _clip_folder(folder: Path, source: RecipeClips) -> Path:
@@ -240,37 +304,31 @@ def _measure_latents(source: RecipeClips, recipe: Recipe, vae: TinyVAE) -> dict[
     }
 
 
-def _run_flow(
-    source: RecipeClips, recipe: Recipe, folder: Path, until: int | None, every_s: float
-) -> None:
+def _run_flow(run: _Run) -> None:
+    recipe = run.recipe
     model = PortraitModel(recipe.sizes)
-    _continue_from(model, folder, "speech", "text")
-    sampler = _sampler(source, recipe, folder, recipe.flow_shift)
+    _continue_from(model, run.folder, "speech", "text")
+    model.to(run.device)
+    sampler = _sampler(run, recipe.flow_shift)
     objective = FlowObjective(model, sampler, recipe.curriculum, recipe.flow.num_steps)
-    trainer = Trainer(
-        model, objective, recipe.flow, checkpoint=folder / "flow.safetensors",
-        fingerprint=recipe.fingerprint + source.mark,
-    )  # fmt: skip
-    vae = load_vae(recipe, folder)
+    vae = load_vae(recipe, run.folder)
 
     def show(state: Trainer) -> None:
-        plot_history(state.history, folder / "flow.png")
-        model.write(folder / "demo", vae, recipe.sizes.generation, state.averages())
-        write_sample_sheet(folder / "demo", folder / "flow_sample.png")
+        model.write(run.folder / "demo", vae, recipe.sizes.generation, state.averages())
+        _write_sheet(run.folder / "demo", run.folder / "flow_sample.png", run.device)
 
-    trainer.run(until=until, checkpoint_every_s=every_s, label="flow", on_checkpoint=show)
+    run.train("flow", model, objective, recipe.flow, sees_clips=True, show=show)
 
 
-def _run_distil(
-    source: RecipeClips, recipe: Recipe, folder: Path, until: int | None, every_s: float
-) -> None:
-    plan = recipe.distillation
+def _run_distil(run: _Run) -> None:
+    recipe, plan = run.recipe, run.recipe.distillation
     if plan is None:
         return
     teacher, student = PortraitModel(recipe.sizes), PortraitModel(recipe.sizes)
     # The two models share their encoders, so only one copy of them is shipped.
     for model in (teacher, student):
-        _continue_from(model, folder, "speech", "text", "flow")
+        _continue_from(model, run.folder, "speech", "text", "flow")
+        model.to(run.device)
     taught = recipe.sizes.generation
     generation = replace(
         taught,
@@ -279,26 +337,33 @@ def _run_distil(
         window=min(taught.window, plan.window),
     )
     objective = DistillationObjective(
-        student, teacher, _sampler(source, recipe, folder, generation.shift), plan.lesson,
+        student, teacher, _sampler(run, generation.shift), plan.lesson,
         FlowSchedule(plan.num_steps, generation.shift), teacher_steps=plan.teacher_steps,
         audio_guidance_scale=plan.audio_guidance_scale,
     )  # fmt: skip
-    trainer = Trainer(
-        student, objective, plan.optimisation, checkpoint=folder / "distil.safetensors",
-        fingerprint=recipe.fingerprint + source.mark,
-    )  # fmt: skip
-    vae = load_vae(recipe, folder)
+    vae = load_vae(recipe, run.folder)
 
     def show(state: Trainer) -> None:
-        plot_history(state.history, folder / "distil.png")
-        student.write(folder / "demo-fast", vae, generation, state.averages())
-        write_sample_sheet(folder / "demo-fast", folder / "distil_sample.png")
+        folder = run.folder / "demo-fast"
+        student.write(folder, vae, generation, state.averages())
+        _write_sheet(folder, run.folder / "distil_sample.png", run.device)
 
-    trainer.run(until=until, checkpoint_every_s=every_s, label="distil", on_checkpoint=show)
+    run.train("distil", student, objective, plan.optimisation, sees_clips=True, show=show)
 
 
-def _sampler(source: RecipeClips, recipe: Recipe, folder: Path, shift: float) -> WindowSampler:
-    clips: list[LatentClip] = load_clips(_clip_folder(folder, source), recipe.num_clips)
+def _write_sheet(folder: Path, path: Path, device: torch.device) -> None:
+    """The sheet needs the engine, which reads media; training alone does without."""
+    try:
+        from skyreels_rt.training.sample_sheet import write_sample_sheet
+    except ModuleNotFoundError as missing:
+        logger.warning("No sample sheet: %s.", missing)
+        return
+    write_sample_sheet(folder, path, device=device)
+
+
+def _sampler(run: _Run, shift: float) -> WindowSampler:
+    recipe = run.recipe
+    clips: list[LatentClip] = load_clips(_clip_folder(run.folder, run.source), recipe.num_clips)
     return WindowSampler(
         clips,
         recipe.sizes.transformer,
@@ -314,3 +379,13 @@ def _front_end(recipe: Recipe) -> WhisperFeatures:
     encoder = build_whisper_encoder(recipe.sizes.whisper)
     bins = recipe.sizes.whisper["num_mel_bins"]
     return WhisperFeatures(encoder, recipe.sizes.audio_features, bins)
+
+
+_RUNNERS: dict[Stage, Callable[[_Run], None]] = {
+    "vae": _run_vae,
+    "speech": _run_speech,
+    "text": _run_text,
+    "clips": _run_clips,
+    "flow": _run_flow,
+    "distil": _run_distil,
+}

@@ -71,10 +71,12 @@ class CaptionObjective:
             for person, mood in zip(people, moods, strict=True)
         ]
         read = self._model.looks(prompts).split([len(names) for names in LOOKS.values()], dim=-1)
-        loss = torch.zeros(())
-        right = torch.ones(self._batch_size, dtype=torch.bool)
+        device = self._model.device
+        loss = torch.zeros((), device=device)
+        right = torch.ones(self._batch_size, dtype=torch.bool, device=device)
         for (kind, names), logits in zip(LOOKS.items(), read, strict=True):
-            truth = torch.tensor([names.index(looks_of(person)[kind]) for person in people])
+            classes = [names.index(looks_of(person)[kind]) for person in people]
+            truth = torch.tensor(classes, device=device)
             loss = loss + F.cross_entropy(logits, truth)
             right &= logits.argmax(-1) == truth
         return {"loss": loss, "misread": 1 - right.float().mean()}

@@ -228,7 +228,11 @@ class Trainer:
             for name, parameter in self._parameters.items():
                 parameter.copy_(weights[name])
                 self._averages[name].copy_(averages[name])
-                found = {key: held[name] for key, held in moments.items() if name in held}
+                found = {
+                    key: held[name].to(parameter.device)
+                    for key, held in moments.items()
+                    if name in held
+                }
                 if found:
                     self._state(parameter).update(found, step=torch.tensor(float(self.step)))
 

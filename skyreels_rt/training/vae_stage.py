@@ -27,7 +27,7 @@ def reconstruction_losses(
     weights : Tensor, shape (B, 1, F, H, W), float32
         Weight of each pixel, about 1 in the mean.
     generator : torch.Generator
-        Draws the noise on the latents, which makes the decoder forgiving.
+        On the CPU; draws the noise on the latents, which makes the decoder forgiving.
 
     Returns
     -------
@@ -35,9 +35,10 @@ def reconstruction_losses(
         ``loss``, and ``psnr`` in dB of the unweighted picture.
     """
     assert isinstance(vae, TinyVAE)
-    with torch.autocast("cpu", torch.bfloat16):
+    frames, weights = frames.to(vae.device), weights.to(vae.device)
+    with torch.autocast(vae.device.type, torch.bfloat16):
         latents = vae.encode(frames)
-        noise = torch.randn(latents.shape, generator=generator)
+        noise = torch.randn(latents.shape, generator=generator).to(vae.device)
         spread = latents.detach().float().std()
         decoded = vae.decode(latents + LATENT_NOISE * spread * noise, clamp=False)
     error = decoded.float() - frames

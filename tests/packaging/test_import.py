@@ -118,3 +118,19 @@ def test_a_misspelt_variable_value_is_an_error(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(InvalidArgument, match="auto or off"):
         env.native_enabled()
     assert len(env.VARIABLES) <= 6
+
+
+def test_the_engine_runs_on_arrays_without_media_libraries(tmp_path: Path) -> None:
+    """What reads and writes files is loaded when a file is read or written."""
+    code = """
+import sys
+sys.modules.update(dict.fromkeys(("av", "soxr", "soundfile", "typer")))  # as if absent
+import numpy as np, skyreels_rt as rt
+engine = rt.Engine.from_pretrained("tiny-random", device="cpu")
+video = engine.generate(
+    np.zeros(8000, np.float32), sample_rate=16000, image=np.zeros((128, 128, 3), np.uint8),
+    num_steps=1, on_progress=lambda _: None,
+)
+print(video.frames.shape)
+"""
+    assert run_python(code, tmp_path).startswith("(")
