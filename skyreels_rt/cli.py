@@ -319,6 +319,10 @@ def train(
         Path | None, typer.Option(help="Folder of shards for the stages that look at pictures.")
     ] = None,
     device: Annotated[str, typer.Option(help='"cpu", "cuda[:n]" or "auto".')] = "auto",
+    start: Annotated[
+        str | None,
+        typer.Option("--from", help="Model to begin with, by name or folder; in a new RUN only."),
+    ] = None,
     share: Annotated[
         str | None,
         typer.Option(help='Of the stage "clips": "3/16" prepares part 3 (from 0) of 16.'),
@@ -345,6 +349,7 @@ def train(
             clips=clips,
             device=device,
             share=None if share is None else Share.parse(share),
+            start=start,
         )
         console.print(f"{output}: done", markup=False)
 

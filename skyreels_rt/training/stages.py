@@ -41,6 +41,7 @@ from skyreels_rt.training.speech_stage import SpeechObjective, SpeechSampler, dr
 from skyreels_rt.training.text_stage import CaptionObjective
 from skyreels_rt.training.trainer import Losses, Optimisation, Trainer
 from skyreels_rt.training.vae_stage import reconstruction_losses
+from skyreels_rt.training.warm_start import write_start
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +97,18 @@ class _Run:
     until: int | None
     checkpoint_every_s: float
 
+    def is_done(self, stage: str, optimisation: Optimisation, *, sees_clips: bool) -> bool:
+        """Whether a stage of this very run has its last step behind it."""
+        path = self.folder / f"{stage}.safetensors"
+        if not path.exists():
+            return False
+        facts = load_checkpoint(path).facts
+        last: bool = facts["step"] >= optimisation.num_steps
+        return last and facts["fingerprint"] == self._fingerprint(sees_clips)
+
+    def _fingerprint(self, sees_clips: bool) -> str:
+        return self.recipe.fingerprint + (self.source.mark if sees_clips else "")
+
     def train(
         self,
         stage: str,
@@ -107,10 +120,9 @@ class _Run:
         show: Callable[[Trainer], None] | None = None,
     ) -> None:
         """Run one stage's training loop, with its checkpoint, curves and what ``show`` writes."""
-        fingerprint = self.recipe.fingerprint + (self.source.mark if sees_clips else "")
         trainer = Trainer(
-            module, objective, optimisation,
-            checkpoint=self.folder / f"{stage}.safetensors", fingerprint=fingerprint,
+            module, objective, optimisation, checkpoint=self.folder / f"{stage}.safetensors",
+            fingerprint=self._fingerprint(sees_clips),
         )  # fmt: skip
 
         def on_checkpoint(state: Trainer) -> None:
@@ -134,6 +146,7 @@ def run_recipe(
     clips: RecipeClips | None = None,
     device: str | torch.device = "auto",
     share: Share | None = None,
+    start: str | Path | None = None,
 ) -> None:
     """Train, going on from what ``folder`` holds.
 
@@ -158,6 +171,9 @@ def run_recipe(
         bit on the CPU.
     share : Share, optional
         Part of the clips that the stage ``clips`` prepares; several processes can share a folder.
+    start : str or Path, optional
+        Model to begin with, by name or folder: its VAE and encoders stay as they are, its
+        transformer is trained on. ``folder`` must not hold a run yet.
 
     Raises
     ------
@@ -181,6 +197,9 @@ def run_recipe(
         checkpoint_every_s,
     )
     folder.mkdir(parents=True, exist_ok=True)
+    if start is not None:
+        torch.manual_seed(recipe.seed)
+        write_json(folder / _STATISTICS, write_start(recipe, folder, start, run.source.mark))
     for stage in stages:
         torch.manual_seed(recipe.seed)
         _RUNNERS[stage](run)
@@ -188,6 +207,8 @@ def run_recipe(
 
 def _run_vae(run: _Run) -> None:
     recipe = run.recipe
+    if run.is_done("vae", recipe.vae, sees_clips=True):
+        return
     vae = TinyVAE(recipe.sizes.vae).to(run.device)
     pool = FramePool(run.source.whole, recipe.crops, capacity=recipe.pool, seed=recipe.seed)
 
@@ -226,6 +247,8 @@ def load_vae(recipe: Recipe, folder: Path) -> TinyVAE:
 def _run_speech(run: _Run) -> None:
     recipe, sizes, plan = run.recipe, run.recipe.sizes, run.recipe.speech
     assert sizes.transformer.audio is not None
+    if run.is_done("speech", plan.optimisation, sees_clips=False):
+        return
     model = PortraitModel(sizes).to(run.device)
     _train_only(model, HEARING)
     sampler = SpeechSampler(
@@ -243,9 +266,11 @@ def _run_speech(run: _Run) -> None:
 
 
 def _run_text(run: _Run) -> None:
+    plan = run.recipe.text
+    if run.is_done("text", plan.optimisation, sees_clips=False):
+        return
     model = PortraitModel(run.recipe.sizes).to(run.device)
     _train_only(model, READING)
-    plan = run.recipe.text
     objective = CaptionObjective(model, plan.batch_size, seed=run.recipe.seed)
     run.train("text", model, objective, plan.optimisation, sees_clips=False)
 

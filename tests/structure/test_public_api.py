@@ -106,7 +106,9 @@ EXPORT_VAE_FLAGS = {
     "--json",
 }  # fmt: skip
 CONVERT_FLAGS = {"--adapter", "--audio-encoder", "--preset", "--copy"}
-TRAIN_FLAGS = {"--data", "--recipe", "--stage", "--until", "--without"}
+TRAIN_FLAGS = {
+    "--data", "--device", "--from", "--recipe", "--share", "--stage", "--until", "--without",
+}  # fmt: skip
 
 
 def test_engine_methods():
