@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -98,6 +99,22 @@ def draw(
             clips = drawn_clips(find_recipe(recipe)).whole
             for done in write_drawn_shards(output, clips, count, per_shard=per_shard):
                 bar.update(row, completed=done)
+
+
+@data_app.command("convert-syncnet")
+def convert_syncnet(
+    source: Annotated[Path, typer.Argument(help="Published weights: syncnet_v2.model.")],
+    *,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Safetensors file to make.")],
+) -> None:
+    """Make the SyncNet file that `data build` can filter with, and print its settings."""
+    with errors_as_exit_codes():
+        from skyreels_rt.conversion.syncnet_file import convert_syncnet as make
+
+        digest = make(source, output)
+        file = json.dumps(str(output.absolute()))  # a TOML string, too
+        text = f'[syncnet]\nfile = {file}\nsha256 = "{digest}"'
+        Console().print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def bench_data(

@@ -8,17 +8,15 @@ linked or copied as they are; pickled ones are read by a child process
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import secrets
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from skyreels_rt.config import config_to_dict, read_json, write_json
+from skyreels_rt.conversion.child import run_unpickler
 from skyreels_rt.conversion.encoder_configs import clip_config, umt5_config, vae_config
 from skyreels_rt.conversion.official_folder import OfficialFolder, find_parts
 from skyreels_rt.errors import InvalidArgument, ModelError, OutputError
@@ -30,7 +28,6 @@ from skyreels_rt.weights.official_layout import transformer_config_from_official
 
 SUMS_FILE = "SHA256SUMS"
 _COPY_BYTES = 16 << 20
-_POLL_S = 0.2
 _ROOM = 1.05
 
 
@@ -239,44 +236,9 @@ def _translate(work: _Work, file: Path, component: str, map_name: str) -> None:
     """Have a child process write ``file`` as safetensors into the component's folder."""
     folder = work.folder / component
     folder.mkdir(exist_ok=True)
-    module = "skyreels_rt.conversion.unpickle"
-    # Not resolved: in a hub's cache the link has the suffix, its target has none.
-    command = [sys.executable, "-P", "-m", module, str(file.absolute()), str(folder), map_name]
-    with subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as child:
-        out, err = _attended(child, lambda: work.report(component, _folder_bytes(folder)))
-    said = _last_json(out)
-    if child.returncode != 0 or "tensors" not in said:
-        reason = said.get("error") or (err.strip().splitlines() or ["no message"])[-1]
-        raise ModelError(
-            f"{file}: not converted: {reason} (exit status {child.returncode}).",
-            stage="convert",
-            hint="Fetch the file again from where it was published.",
-        )
+    run_unpickler(file, folder, map_name, lambda: work.report(component, _folder_bytes(folder)))
     work.done += file.stat().st_size
     work.report(component)
-
-
-def _attended(child: subprocess.Popen[str], report: Callable[[], None]) -> tuple[str, str]:
-    """Output and messages of a child process; ``report`` is called while it runs."""
-    try:
-        while True:
-            try:
-                return child.communicate(timeout=_POLL_S)
-            except subprocess.TimeoutExpired:
-                report()
-    except BaseException:
-        child.kill()
-        raise
-
-
-def _last_json(text: str) -> dict[str, object]:
-    try:
-        said = json.loads(text.strip().splitlines()[-1])
-    except (IndexError, ValueError):
-        return {}
-    return said if isinstance(said, dict) else {}
 
 
 def _write_sums(work: _Work) -> int:

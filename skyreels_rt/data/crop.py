@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,28 +103,65 @@ def write_samples(
         Something cannot be written.
     """
     captions = []
-    frames = enumerate(open_video(source).frames(FPS))
-    with closing(_pixels(frames)) as pixels:
+    for clip, frames, audio in read_again(source, clips, sound):
+        picture, masks, caption = _cut_picture(frames, clip, settings, captioner)
+        facts = {**clip.facts, "caption": caption}
+        files = {"mp4": picture, **side_files(audio, caption, masks, facts)}
+        writer.add(clip.key, files)
+        captions.append(caption)
+    return captions
+
+
+def read_again(
+    source: Path, clips: Sequence[KeptClip], sound: SoundTrack
+) -> Iterator[tuple[KeptClip, Iterator[NDArray[np.uint8]], NDArray[np.float32]]]:
+    """Decode a source once more and stop at the clips.
+
+    Parameters
+    ----------
+    source : Path
+        The file.
+    clips : sequence of KeptClip
+        In time order, without overlap.
+    sound : SoundTrack
+        Of the file, unread.
+
+    Yields
+    ------
+    clip, frames, audio
+        The clip; its frames, shape (H, W, 3), uint8, to be taken before the next clip is; its sound
+        after the correction, shape (640 F,), float32.
+
+    Raises
+    ------
+    MediaError
+        The file is gone or damaged.
+    """
+    with closing(_frames_of(source)) as pixels:
         for clip in clips:
             first = (clip.start - clip.shift) * SAMPLES_PER_FRAME
             sound.forget(first)
             audio = sound.cut(first, first + clip.num_frames * SAMPLES_PER_FRAME)
-            picture, masks, caption = _cut_picture(pixels, clip, settings, captioner)
-            facts = {**clip.facts, "caption": caption}
-            files = {"mp4": picture, **side_files(audio, caption, masks, facts)}
-            writer.add(clip.key, files)
-            captions.append(caption)
-    return captions
+            yield clip, _between(pixels, clip.start, clip.stop), audio
 
 
-def _pixels(
-    frames: Iterator[tuple[int, NDArray[np.uint8]]],
-) -> Any:  # noqa: ANN401 - a generator that is closed
-    yield from frames
+def _frames_of(source: Path) -> Generator[tuple[int, NDArray[np.uint8]], None, None]:
+    yield from enumerate(open_video(source).frames(FPS))
+
+
+def _between(
+    pixels: Iterator[tuple[int, NDArray[np.uint8]]], start: int, stop: int
+) -> Iterator[NDArray[np.uint8]]:
+    """Frames ``start .. stop - 1`` of a stream that has not passed them yet."""
+    for index, frame in pixels:
+        if index >= start:
+            yield frame
+        if index == stop - 1:
+            return
 
 
 def _cut_picture(
-    pixels: Iterator[tuple[int, NDArray[np.uint8]]],
+    frames: Iterator[NDArray[np.uint8]],
     clip: KeptClip,
     settings: OutputSettings,
     captioner: Captioner,
@@ -139,18 +176,13 @@ def _cut_picture(
         with VideoWriter(
             path, fps=FPS, height=size, width=size, crf=settings.crf, threads=1, synthetic_mark=None
         ) as video:
-            for index, frame in pixels:
-                if index < clip.start:
-                    continue
+            for index, frame in enumerate(frames):
                 square = _cropped(frame, clip.crop, size)
-                if index == clip.start:
+                if index == 0:
                     caption = captioner(square, clip.scores)
                 video.write(square[None])
-                masks = _masks(landmarks[index - clip.start], clip.crop, size)
-                for name, mask in masks.items():
+                for name, mask in _masks(landmarks[index], clip.crop, size).items():
                     packed[name].append(np.packbits(mask, axis=-1))
-                if index == clip.stop - 1:
-                    break
         picture = path.read_bytes()
     masks_file = save_packed_masks({name: np.stack(rows) for name, rows in packed.items()}, size)
     return picture, masks_file, caption

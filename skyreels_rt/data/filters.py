@@ -1,7 +1,7 @@
 """The filters of the funnel: one small class each, a documented score between two bounds.
 
 Bounds come from the settings. A score of None passes: it is missing because of something that an
-earlier filter rejects.
+earlier filter rejects, or because SyncNet, which is opt-in, is off.
 """
 
 from __future__ import annotations
@@ -254,9 +254,29 @@ class SyncLag(Filter):
         return float(abs(clip.sync.lag)) if clip.sync else None
 
 
+class SyncNetConfidence(Filter):
+    """SyncNet's confidence that mouth and sound belong together; only with the user's weights."""
+
+    name = "syncnet_confidence"
+
+    def score(self, clip: ClipScores) -> float | None:
+        """Median distance over the lags minus the least one, 0 and more."""
+        return clip.syncnet.confidence if clip.syncnet else None
+
+
+class SyncNetOffset(Filter):
+    """Distance of picture and sound by SyncNet, after the correction; only with its weights."""
+
+    name, unit = "syncnet_offset", "frames"
+
+    def score(self, clip: ClipScores) -> float | None:
+        """Frames, without sign."""
+        return float(abs(clip.syncnet.lag)) if clip.syncnet else None
+
+
 FILTERS: tuple[type[Filter], ...] = (
     FrameRate, Duration, BlackFrames, Frozen, StaticText, FaceShare, ExtraFaces, FaceSize, Pose,
     Exposure, Sharpness, Occlusion, SpeechShare, SignalToNoise, Clipping, Loudness, SyncPeak,
-    SyncMargin, SyncLag,
+    SyncMargin, SyncLag, SyncNetConfidence, SyncNetOffset,
 )  # fmt: skip
 """All filters, in the order of the funnel: a clip's reason is the first one it fails."""

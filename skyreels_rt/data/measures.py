@@ -106,6 +106,25 @@ class SyncScores:
 
 
 @dataclass(frozen=True)
+class SyncNetScores:
+    """Of mouth against sound, by SyncNet.
+
+    Attributes
+    ----------
+    confidence : float
+        Median of the mean distances at all lags, less the least of them.
+    lag : int
+        Frames by which the mouth is later than the sound, where the distance is least.
+    distance : float
+        That distance.
+    """
+
+    confidence: float
+    lag: int
+    distance: float
+
+
+@dataclass(frozen=True)
 class ClipScores:
     """Everything that the filters look at.
 
@@ -115,9 +134,13 @@ class ClipScores:
         Always there.
     sync : SyncScores or None
         None where there is no mouth or no speech to compare.
+    syncnet : SyncNetScores or None
+        Of the sound as it is cut out. None unless the settings name the network's file and the
+        clip passed all else.
     """
 
     picture: PictureScores
     face: FaceScores
     speech: SpeechScores
     sync: SyncScores | None
+    syncnet: SyncNetScores | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -58,6 +59,22 @@ class SyncSettings:
 
 
 @dataclass(frozen=True)
+class SyncNetSettings:
+    """The opt-in network of the sync filters.
+
+    Attributes
+    ----------
+    file : str
+        Path of the user's weights, safetensors; empty: no network.
+    sha256 : str
+        Digest that the file must have.
+    """
+
+    file: str
+    sha256: str
+
+
+@dataclass(frozen=True)
 class OutputSettings:
     """What is written.
 
@@ -100,7 +117,7 @@ class DataSettings:
     ----------
     version : int
         Of the layout.
-    clips, sync, output, caption
+    clips, sync, syncnet, output, caption
         Tables of the file.
     filters : tuple of Filter
         In the order of the funnel.
@@ -109,6 +126,7 @@ class DataSettings:
     version: int
     clips: ClipSettings
     sync: SyncSettings
+    syncnet: SyncNetSettings
     output: OutputSettings
     caption: CaptionSettings
     filters: tuple[Filter, ...]
@@ -121,17 +139,24 @@ class DataSettings:
 
     @property
     def digest(self) -> str:
-        """Short hash of the settings; results of different ones are never mixed."""
-        text = json.dumps(self.to_json(), sort_keys=True)
+        """Short hash of the settings; results of different ones are never mixed.
+
+        The weights of SyncNet count by their own digest, wherever they lie.
+        """
+        data = self.to_json()
+        data["syncnet"].pop("file")
+        text = json.dumps(data, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 _TABLES: Mapping[str, type[Any]] = {
     "clips": ClipSettings,
     "sync": SyncSettings,
+    "syncnet": SyncNetSettings,
     "output": OutputSettings,
     "caption": CaptionSettings,
 }
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _LEAST = {
     "min_s": 0.5, "max_s": 1.0, "cut_threshold": 0.1, "look_every": 1, "max_lag": 1,
     "correct_from": 1, "size": 32, "head_room": 1.0, "crf": 0, "samples_per_shard": 1,
@@ -168,15 +193,29 @@ def settings_from(data: Mapping[str, Any]) -> DataSettings:
         version=VERSION,
         clips=_table("clips", ClipSettings, data),
         sync=_table("sync", SyncSettings, data),
+        syncnet=_table("syncnet", SyncNetSettings, data),
         output=_table("output", OutputSettings, data),
         caption=_table("caption", CaptionSettings, data),
         filters=_filters(data.get("filters", {})),
     )
     if settings.output.size % 2:
         raise InvalidArgument("output.size", expected="an even number", got=settings.output.size)
+    _require_digest(settings.syncnet)
     if settings.clips.max_s < settings.clips.min_s:
         raise InvalidArgument("clips.max_s", expected=">= min_s", got=settings.clips.max_s)
     return settings
+
+
+def _require_digest(syncnet: SyncNetSettings) -> None:
+    """Raise unless a file comes with the digest it must have, and no file with none."""
+    is_right = _SHA256.fullmatch(syncnet.sha256) if syncnet.file else not syncnet.sha256
+    if not is_right:
+        raise InvalidArgument(
+            "syncnet.sha256",
+            expected="64 hexadecimal digits in lower case with a syncnet.file, else nothing",
+            got=repr(syncnet.sha256),
+            hint="sha256sum prints the digest of a file.",
+        )
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """One source from file to samples: the graph that workers, threads and Ray all run.
 
-Probe, cut into shots, follow faces, hear speech, judge: one pass in constant memory. A second pass
-cuts out what was kept. What comes out depends on the file's bytes and the settings alone.
+Probe, cut into shots, follow faces, hear speech, judge: one pass in constant memory. A last pass
+cuts out what was kept; SyncNet, where it is on, has one between. What comes out depends on the
+file's bytes and the settings alone.
 """
 
 from __future__ import annotations
@@ -25,13 +26,15 @@ from PIL import Image
 from skyreels_rt.conditioning.face import FaceFinder
 from skyreels_rt.data.caption import load_captioner
 from skyreels_rt.data.clip import SAMPLES_PER_FRAME, ClipGauge
-from skyreels_rt.data.crop import KeptClip, write_samples
+from skyreels_rt.data.crop import KeptClip, read_again, write_samples
 from skyreels_rt.data.manifest import ClipRow
+from skyreels_rt.data.measures import ClipScores
 from skyreels_rt.data.probe import Probe, SourceRefused, probe_source
 from skyreels_rt.data.shards import FPS, ShardWriter
 from skyreels_rt.data.shots import CutDetector
 from skyreels_rt.data.soundtrack import SoundTrack
 from skyreels_rt.data.speech import VoiceDetector
+from skyreels_rt.data.syncnet import face_picture, face_squares, load_syncnet, syncnet_scores
 from skyreels_rt.errors import (
     InvalidArgument,
     MediaError,
@@ -46,6 +49,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from skyreels_rt.data.settings import DataSettings
+    from skyreels_rt.models.syncnet import SyncNet
 
 _MAX_THUMBNAILS = 2  # of a source for each reason
 _HASH_BLOCK = 1 << 20
@@ -98,6 +102,8 @@ class SourceGraph:
         A package of the ``data`` or ``face`` extra is not installed.
     InvalidArgument
         The captioner that the settings name does not exist.
+    ModelError, NonFinite
+        The SyncNet weights that the settings name cannot be used.
     """
 
     def __init__(self, settings: DataSettings) -> None:
@@ -105,6 +111,7 @@ class SourceGraph:
         self._finder = FaceFinder()
         self._voice = VoiceDetector()
         self._captioner = load_captioner(settings.caption.hook)
+        self._syncnet = _syncnet_of(settings)
         CutDetector(settings.clips.cut_threshold)
 
     def run(self, path: Path, name: str, target: Path) -> SourceResult:
@@ -139,6 +146,7 @@ class SourceGraph:
             with tempfile.TemporaryDirectory(dir=target.parent, prefix="work-") as folder:
                 work = _SourceWork(path, name, digest, probe, Path(folder))
                 self._judge(work, result, clock)
+                self._confirm(work, result, clock)
                 self._write(work, result, clock, target)
         except SourceRefused as refused:
             result.rows = [_refused_row(name, digest, refused.reason, refused.message)]
@@ -211,20 +219,12 @@ class SourceGraph:
             return replace(
                 work.row(key, gauge), reason="damaged_sound", detail=work.described(error)
             ), None
-        values = {f.name: f.score(scores) for f in self._settings.filters}
-        failed = tuple(f.name for f in self._settings.filters if not f.passes(values[f.name]))
-        if not failed and not any(gauge.track.frames):
-            failed = ("no_face",)  # without a face there is nothing to cut out, whatever the bounds
         lag = scores.sync.lag if scores.sync else None
-        row = replace(
-            work.row(key, gauge),
-            kept=not failed,
-            reason=failed[0] if failed else "",
-            failed=failed,
-            scores=values,
-            lag_frames=lag,
-        )
-        if failed:
+        row = self._judged(replace(work.row(key, gauge), lag_frames=lag), scores)
+        if row.kept and not any(gauge.track.frames):
+            # Without a face there is nothing to cut out, whatever the bounds.
+            row = replace(row, kept=False, reason="no_face", failed=("no_face",))
+        if not row.kept:
             return row, None
         is_late = lag is not None and abs(lag) >= self._settings.sync.correct_from
         shift = lag if lag is not None and is_late else 0
@@ -247,12 +247,44 @@ class SourceGraph:
             "lag_frames": lag,
             "corrected_frames": shift,
             "crop": asdict(crop),
-            "scores": values,
+            "scores": row.scores,
             "settings": self._settings.digest,
         }
         return row, KeptClip(
             key, gauge.start, gauge.num_frames, crop, shift, scores, landmarks, facts
         )
+
+    def _judged(self, row: ClipRow, scores: ClipScores) -> ClipRow:
+        """The row with the verdict of all filters."""
+        filters = self._settings.filters
+        values = {f.name: f.score(scores) for f in filters}
+        failed = tuple(f.name for f in filters if not f.passes(values[f.name]))
+        reason = failed[0] if failed else ""
+        return replace(row, kept=not failed, reason=reason, failed=failed, scores=values)
+
+    def _confirm(self, work: _SourceWork, result: SourceResult, clock: StageClock) -> None:
+        """Pass between the two: SyncNet, which is slow, sees what passed everything else."""
+        if self._syncnet is None or not work.kept:
+            return
+        sound = SoundTrack(work.path, work.probe.sound_delay_s, stop_at_damage=True)
+        rows = {row.key: row for row in result.rows}
+        confirmed: list[KeptClip] = []
+        with clock.measure("syncnet"):
+            for clip, frames, audio in read_again(work.path, work.kept, sound):
+                squares = face_squares(np.load(clip.landmarks, allow_pickle=False))
+                faces = map(face_picture, frames, squares)
+                found = syncnet_scores(faces, audio, self._syncnet)
+                scores = replace(clip.scores, syncnet=found)
+                row = self._judged(rows[clip.key], scores)
+                facts = {**clip.facts, "scores": row.scores}
+                if row.kept:
+                    confirmed.append(replace(clip, scores=scores, facts=facts))
+                else:
+                    row = replace(row, corrected_frames=0, crop_left=None, crop_top=None,
+                                  crop_side=None)  # fmt: skip
+                rows[clip.key] = row
+        work.kept = confirmed
+        result.rows = [rows[row.key] for row in result.rows]
 
     def _write(
         self, work: _SourceWork, result: SourceResult, clock: StageClock, target: Path
@@ -302,6 +334,17 @@ class _SourceWork:
         detail = self.described(self.damage) if self.damage else ""
         row = _refused_row(self.name, self.digest, "damaged", detail)
         return replace(row, notes=self.probe.notes)
+
+
+def _syncnet_of(settings: DataSettings) -> SyncNet | None:
+    """The network that the settings name, if any."""
+    weights = settings.syncnet
+    if not weights.file:
+        return None
+    import torch
+
+    torch.set_num_threads(1)  # processes share the cores, and the same sums come out on any number
+    return load_syncnet(Path(weights.file), weights.sha256)
 
 
 def _peak_rss_mb() -> float:

@@ -115,6 +115,12 @@ def unchanged_tensors(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]
     yield name, tensor
 
 
+def syncnet_tensors(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """Tensors of SyncNet under their published names, without counters of the training."""
+    if not name.endswith("num_batches_tracked"):
+        yield name, tensor
+
+
 def _renamed(name: str, table: dict[str, str]) -> str:
     """``name`` with its stem (all but the last part) replaced as ``table`` says."""
     stem, _, leaf = name.rpartition(".")
@@ -125,6 +131,7 @@ TENSOR_MAPS: dict[str, TensorMap] = {
     "umt5": umt5_tensors,
     "clip": clip_tensors,
     "vae": vae_tensors,
+    "syncnet": syncnet_tensors,
     "unchanged": unchanged_tensors,
 }
 """Maps by the name under which the converter asks for them."""

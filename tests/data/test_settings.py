@@ -8,6 +8,7 @@ from skyreels_rt.data.measures import (
     FaceScores,
     PictureScores,
     SpeechScores,
+    SyncNetScores,
     SyncScores,
 )
 from skyreels_rt.data.settings import load_settings, settings_from
@@ -18,6 +19,7 @@ SCORES = ClipScores(
     face=FaceScores(1.0, 0.0, 120.0, 8.0, 130.0, 0.6, 0.92),
     speech=SpeechScores(0.9, 30.0, 0.001, -23.0),
     sync=SyncScores(0.6, 0, 0.4),
+    syncnet=SyncNetScores(6.0, 0, 7.0),
 )
 UNSEEN = ClipScores(
     picture=SCORES.picture,

@@ -136,7 +136,7 @@ def test_command_line():
         "data", "kernels", "parallel", "quantization", "scaling", "step", "stream", "teacache",
         "vae",
     }  # fmt: skip
-    assert set(command.commands["data"].commands) == {"build", "draw"}
+    assert set(command.commands["data"].commands) == {"build", "convert-syncnet", "draw"}
     assert set(command.commands["export"].commands) == {"vae"}
     for name, expected in (
         ("generate", GENERATE_FLAGS), ("eval", EVAL_FLAGS), ("train", TRAIN_FLAGS),
