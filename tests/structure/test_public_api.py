@@ -14,7 +14,7 @@ NAMES = [
     "Interruption",
     "LiveOptions", "LiveSession", "LoadProgress", "Lora", "MagCache",
     "MemoryEstimate", "Parallel", "Progress", "QuantPolicy", "SkyReelsError", "StepMask",
-    "TeaCache", "Timeouts", "Video", "WorkerEngine", "__version__",
+    "TeaCache", "Timeouts", "VAEOptions", "Video", "WorkerEngine", "__version__",
 ]  # fmt: skip
 
 AUDIO = "(self, audio: 'str | Path | NDArray[Any]', **options: 'Unpack[GenerateOptions]')"
