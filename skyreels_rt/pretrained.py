@@ -19,6 +19,7 @@ from skyreels_rt.kernels import KernelPlan
 from skyreels_rt.model_folder import load_components, stored_transformer_dtype
 from skyreels_rt.models.transformer import offload_blocks
 from skyreels_rt.quantization import QuantPolicy, quantize_transformer, resolve_policy
+from skyreels_rt.runtime.cuda_graphs import Graphs, step_graphs
 from skyreels_rt.runtime.device import resolve_device, resolve_dtype
 from skyreels_rt.types import LoadCallback
 from skyreels_rt.weights.files import PICKLE_SUFFIXES
@@ -57,6 +58,9 @@ class LoadOptions(TypedDict, total=False):
         Same bytes, less device memory, more time.
     loras : sequence of Lora
         Additions merged into the transformer's weights.
+    graphs : {"auto", True, False}
+        Whether denoising steps are recorded as CUDA graphs and replayed: where they can be, always
+        (:class:`.errors.GraphCaptureFailed` names the operation that cannot), or never.
     vae : {"torch", "onnx", "tensorrt"}
         Who computes the VAE.
     vae_folder : str or Path, optional
@@ -72,6 +76,7 @@ class LoadOptions(TypedDict, total=False):
     quantization: str | QuantPolicy | None
     offload: bool
     loras: Sequence[Lora]
+    graphs: Graphs
     vae: VAERunner
     vae_folder: str | Path | None
     revision: str | None
@@ -126,28 +131,31 @@ def load_pretrained(
         return _load(model, resolve_device(device), on_progress, **options)
     where = resolve_device(rank_device(device))
     mesh = parallel if isinstance(parallel, Mesh) else open_mesh(parallel, where)
-    parts = _load(model, mesh.device, on_progress, **options)
+    parts = _load(model, mesh.device, on_progress, is_alone=False, **options)
     require_model(mesh.parallel, parts.transformer.config)
     mesh.wait_for_all()
     return replace(parts, mesh=mesh)
 
 
-def _load(
+def _load(  # noqa: PLR0913 - the options of a load
     model: str | Path,
     where: torch.device,
     on_progress: LoadCallback | None,
     *,
+    is_alone: bool = True,
     dtype: str | torch.dtype = "auto",
     kernels: Kernels = "auto",
     quantization: str | QuantPolicy | None = None,
     offload: bool = False,
     loras: Sequence[Lora] = (),
+    graphs: Graphs = "auto",
     vae: VAERunner = "torch",
     vae_folder: str | Path | None = None,
     revision: str | None = None,
     offline: bool = False,
 ) -> Components:
     policy = resolve_policy(quantization)
+    recordings = step_graphs(graphs, where, is_alone=is_alone, offloads=offload)
     kind = resolve_dtype(dtype, where)
     if str(model) == TINY_NAME:
         if loras:
@@ -156,7 +164,8 @@ def _load(
 
         plan = KernelPlan.choose(where, kind, kernels)
         tiny = tiny_components(device=where, dtype=kind, plan=plan)
-        tiny = replace(tiny, vae=load_exported_vae(tiny.vae, vae, vae_folder))
+        exported = load_exported_vae(tiny.vae, vae, vae_folder)
+        tiny = replace(tiny, vae=exported, graphs=recordings)
         return _fitted(tiny, policy, offload=offload)
     folder = (
         fetch_snapshot(str(model), revision=revision, offline=offline)
@@ -172,7 +181,7 @@ def _load(
         folder, device=where, dtype=kind, plan=plan, transformer_device=staged,
         loras=loras, on_progress=on_progress,
     )  # fmt: skip
-    parts = replace(parts, vae=load_exported_vae(parts.vae, vae, vae_folder))
+    parts = replace(parts, vae=load_exported_vae(parts.vae, vae, vae_folder), graphs=recordings)
     parts = _fitted(parts, policy, offload=offload)
     return replace(parts, name=str(model)) if str(model) in embedded_models() else parts
 
