@@ -21,6 +21,7 @@ from skyreels_rt.models.transformer import offload_blocks
 from skyreels_rt.models.vae import TorchVAE, VideoVAE
 from skyreels_rt.models.vae_options import VAEOptions
 from skyreels_rt.quantization import QuantPolicy, quantize_transformer, resolve_policy
+from skyreels_rt.runtime.cuda_graphs import Graphs, step_graphs
 from skyreels_rt.runtime.device import resolve_device, resolve_dtype
 from skyreels_rt.types import LoadCallback
 from skyreels_rt.weights.files import PICKLE_SUFFIXES
@@ -77,6 +78,10 @@ class LoadOptions(VAEChoice, total=False):
         Same bytes, less device memory, more time.
     loras : sequence of Lora
         Additions merged into the transformer's weights.
+    graphs : {"auto", True, False}
+        Whether denoising steps, and those of a VAE decoder with buffers, are recorded as CUDA
+        graphs and replayed: where they can be, always (:class:`.errors.GraphCaptureFailed` names
+        the operation that cannot), or never.
     vae, vae_folder, vae_options
         See :class:`VAEChoice`.
     revision : str, optional
@@ -90,6 +95,7 @@ class LoadOptions(VAEChoice, total=False):
     quantization: str | QuantPolicy | None
     offload: bool
     loras: Sequence[Lora]
+    graphs: Graphs
     revision: str | None
     offline: bool
 
@@ -146,7 +152,7 @@ def load_pretrained(
         return _load(model, resolve_device(device), on_progress, **options)
     where = resolve_device(rank_device(device))
     mesh = parallel if isinstance(parallel, Mesh) else open_mesh(parallel, where)
-    parts = _load(model, mesh.device, on_progress, **options)
+    parts = _load(model, mesh.device, on_progress, is_alone=False, **options)
     require_model(mesh.parallel, parts.transformer.config)
     mesh.wait_for_all()
     return replace(parts, mesh=mesh)
@@ -157,16 +163,19 @@ def _load(
     where: torch.device,
     on_progress: LoadCallback | None,
     *,
+    is_alone: bool = True,
     dtype: str | torch.dtype = "auto",
     kernels: Kernels = "auto",
     quantization: str | QuantPolicy | None = None,
     offload: bool = False,
     loras: Sequence[Lora] = (),
+    graphs: Graphs = "auto",
     revision: str | None = None,
     offline: bool = False,
     **vae: Unpack[VAEChoice],
 ) -> Components:
     policy = resolve_policy(quantization)
+    recordings = step_graphs(graphs, where, is_alone=is_alone, offloads=offload)
     kind = resolve_dtype(dtype, where)
     if str(model) == TINY_NAME:
         if loras:
@@ -175,7 +184,7 @@ def _load(
 
         plan = KernelPlan.choose(where, kind, kernels)
         tiny = tiny_components(device=where, dtype=kind, plan=plan)
-        tiny = replace(tiny, vae=_chosen_vae(tiny.vae, **vae))
+        tiny = replace(tiny, vae=_chosen_vae(tiny.vae, **vae), graphs=recordings)
         return _fitted(tiny, policy, offload=offload)
     folder = (
         fetch_snapshot(str(model), revision=revision, offline=offline)
@@ -191,7 +200,7 @@ def _load(
         folder, device=where, dtype=kind, plan=plan, transformer_device=staged,
         loras=loras, on_progress=on_progress,
     )  # fmt: skip
-    parts = replace(parts, vae=_chosen_vae(parts.vae, **vae))
+    parts = replace(parts, vae=_chosen_vae(parts.vae, **vae), graphs=recordings)
     parts = _fitted(parts, policy, offload=offload)
     return replace(parts, name=str(model)) if str(model) in embedded_models() else parts
 
