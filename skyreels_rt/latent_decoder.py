@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -51,7 +52,9 @@ class LatentDecoder:
         if mesh is not None and mesh.axis("world").size > 1 and components.vae.decoder_pieces():
             self._pipeline = DecodePipeline(components.vae, mesh.axis("world"))
         elif isinstance(components.vae, TorchVAE) and components.vae.options.buffers:
-            self._stream = DecoderStream(components.vae)
+            graphs = components.graphs
+            record = None if graphs is None else partial(graphs.record_in_place, "decode")
+            self._stream = DecoderStream(components.vae, record)
 
     def next_frames(self, latents: Tensor) -> NDArray[np.uint8]:
         """Frames (F, H, W, 3) of the next latent.

@@ -19,6 +19,7 @@ from skyreels_rt.kernels import KernelPlan
 from skyreels_rt.models.decoder_stream import DecoderStream
 from skyreels_rt.models.wan_vae import WanVAE
 from skyreels_rt.report import Report, Row
+from skyreels_rt.runtime.cuda_graphs import CudaRecorder, StepGraphs
 from skyreels_rt.runtime.peak_memory import peak_bytes
 
 SIZES = ((480, 832), (512, 512))
@@ -115,6 +116,10 @@ class _Size:
         self.latents = latents.to(ours.device, ours.dtype)
         self.raw = ours.raw_latents(self.latents)
         self.streams = {"buffers": DecoderStream(ours)}
+        if ours.device.type == "cuda":
+            graphs = StepGraphs(CudaRecorder(ours.device), required=True)
+            record = partial(graphs.record_in_place, "decode")
+            self.streams["graph"] = DecoderStream(ours, record)
 
     def speed(self, repeats: int, *, compiles: bool) -> list[Row]:
         """Frames a second of every side, and the share of the convolutions."""

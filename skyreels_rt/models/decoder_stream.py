@@ -18,8 +18,9 @@ from skyreels_rt.models.vae import StepCaches, TorchVAE, VAECache
 Recorded = tuple[Callable[[], None], tuple[Tensor, ...]]
 """A step that can be repeated, and where it leaves its results."""
 
-Record = Callable[[Callable[[], tuple[Tensor, ...]]], Recorded]
-"""Makes work on fixed tensors repeatable, as :meth:`.cuda_graphs.CudaRecorder.record` does."""
+Record = Callable[[Callable[[], tuple[Tensor, ...]]], Recorded | None]
+"""Makes work on fixed tensors repeatable, or says that it cannot be, as
+:meth:`.cuda_graphs.StepGraphs.record_in_place` does."""
 
 
 class StreamBuffers(StepCaches):
@@ -123,6 +124,7 @@ class DecoderStream:
         self._buffers: StreamBuffers | None = None
         self._latents: Tensor | None = None
         self._recorded: Recorded | None = None
+        self._is_tried = False
         self._num_steps = 0
 
     @property
@@ -184,6 +186,7 @@ class DecoderStream:
     def forget(self) -> None:
         """Free the memory; the next latent is the first of a video."""
         self._buffers = self._latents = self._recorded = None
+        self._is_tried = False
         self._num_steps = 0
 
     def _fill(self, caches: VAECache) -> None:
@@ -202,11 +205,11 @@ class DecoderStream:
                 "latents", expected=f"shape {tuple(self._latents.shape)}", got=tuple(latents.shape)
             )
         self._latents.copy_(latents)
-        if self._record is not None and self._recorded is None:
-            before = self._buffers.values()
-            self._recorded = self._record(self._steady)
-            self._buffers.load(before)
         self._buffers.begin()
+        if self._record is not None and not self._is_tried:
+            # Runs the step, maybe often: it reads the front of the buffers and writes behind it.
+            self._recorded = self._record(self._steady)
+            self._is_tried = True
         if self._recorded is None:
             return self._steady()[0]
         replay, (frames,) = self._recorded

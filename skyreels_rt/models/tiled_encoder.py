@@ -65,8 +65,8 @@ class _Span:
 def run_in_tiles(part: NearPart, frames: Tensor, caches: StepCaches, tile: int) -> Tensor:
     """What ``part.run(frames, caches)`` gives, with the memory of one tile at a time.
 
-    Equal to float32 rounding, and to the byte where the tile's convolutions take the same path as
-    the whole frame's: tiles start at multiples of 16 pixels, so that Winograd's grid is the same.
+    Equal to rounding: a convolution's order of summation depends on its shape. Tiles start at
+    multiples of 16 pixels, so that Winograd's grid is the whole frame's.
 
     Parameters
     ----------

@@ -185,6 +185,33 @@ class StepGraphs:
             recording.replay()
             return tuple(result.clone() for result in recording.results)
 
+    @torch.inference_mode()
+    def record_in_place(
+        self, kind: str, work: Callable[[], Tensors]
+    ) -> tuple[Callable[[], None], Tensors] | None:
+        """Record work on tensors of the caller's, who keeps the recording.
+
+        Parameters
+        ----------
+        kind : str
+            What the work is called in messages.
+        work : callable
+            May run several times before and while it is recorded, and must not mind.
+
+        Returns
+        -------
+        (replay, results) or None
+            As of :meth:`Recorder.record`; results are to be used before anything else is replayed.
+            None where it cannot be recorded, which is said in the log.
+
+        Raises
+        ------
+        GraphCaptureFailed
+            It cannot be recorded, and recordings are required.
+        """
+        with self._lock:
+            return self._try(f"Step {kind!r}", work)
+
     def clear(self) -> None:
         """Forget every recording, as after a change of the weights."""
         with self._lock:
@@ -218,16 +245,26 @@ class StepGraphs:
             buffer.copy_(tensor)
         buffers.load(held)
         tree = buffers.tree
-        try:
-            replay, results = self._recorder.record(lambda: step(inputs, tree))
-        except GraphCaptureFailed as error:
-            what = f"Step {kind!r} with inputs {[tuple(x.shape) for x in fresh]}: {error.message}"
-            if self._required:
-                raise GraphCaptureFailed(what, operation=error.operation) from error
-            logger.warning("%s It runs without a graph.", what)
+        what = f"Step {kind!r} with inputs {[tuple(x.shape) for x in fresh]}"
+        made = self._try(what, lambda: step(inputs, tree))
+        if made is None:
             return None
+        replay, results = made
         self._buffers[held.signature] = buffers
         return _Recording(inputs, buffers, results, replay)
+
+    def _try(
+        self, what: str, work: Callable[[], Tensors]
+    ) -> tuple[Callable[[], None], Tensors] | None:
+        """Record ``work``, or say why not."""
+        try:
+            return self._recorder.record(work)
+        except GraphCaptureFailed as error:
+            message = f"{what}: {error.message}"
+            if self._required:
+                raise GraphCaptureFailed(message, operation=error.operation) from error
+            logger.warning("%s It runs without a graph.", message)
+            return None
 
     def _keep(self, key: Hashable, recording: _Recording | None) -> None:
         if len(self._recordings) >= self._limit:

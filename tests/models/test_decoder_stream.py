@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 
 from skyreels_rt.config import TinyVAEConfig, WanVAEConfig
 from skyreels_rt.engine import Engine
-from skyreels_rt.errors import InvalidArgument
+from skyreels_rt.errors import GraphCaptureFailed, InvalidArgument
 from skyreels_rt.kernels import KernelPlan
 from skyreels_rt.models import decoder_stream
 from skyreels_rt.models.decoder_stream import DecoderStream
 from skyreels_rt.models.tiny_vae import TinyVAE
 from skyreels_rt.models.vae_options import VAEOptions
 from skyreels_rt.models.wan_vae import WanVAE
+from skyreels_rt.runtime.cuda_graphs import CudaRecorder, StepGraphs
+from skyreels_rt.testing.graph_recorder import RerunRecorder
 from skyreels_rt.testing.tiny import randomise
 
 PLAN = KernelPlan.choose("cpu", torch.float32)
@@ -143,22 +147,37 @@ def test_a_steady_step_of_wan_pads_joins_and_clones_nothing():
 
 def test_the_step_can_be_recorded(stream_and_latents):
     vae, latents = stream_and_latents
-    runs = []
+    recorder = RerunRecorder()
+    stream = DecoderStream(vae, partial(StepGraphs(recorder).record_in_place, "decode"))
+    with torch.inference_mode():
+        expected, _ = by_value(vae, latents)
+        for begin_again in (stream.restart, stream.forget):
+            assert same([stream.step(one).clone() for one in latents], expected)
+            begin_again()
+        assert same([stream.step(one).clone() for one in latents], expected)
+    assert recorder.num_recorded == 2  # once, and again after it was forgotten
+    assert recorder.num_replayed == 3 * (len(latents) - 1)
 
-    def record(work):
-        work()  # as warming up does
-        results = work()
 
-        def replay():
-            runs.append(1)
-            for old, new in zip(results, work(), strict=True):
-                old.copy_(new)
+@pytest.mark.parametrize("required", [False, True])
+def test_a_step_that_cannot_be_recorded_runs_as_it_is(required, stream_and_latents, monkeypatch):
+    class Refuses:
+        def record(self, work):
+            work()
+            raise GraphCaptureFailed("no.", operation="copy")
 
-        return replay, results
-
-    stream = DecoderStream(vae, record)
-    assert same([stream.step(one).clone() for one in latents], by_value(vae, latents)[0])
-    assert len(runs) == len(latents) - 1
+    vae, latents = stream_and_latents
+    graphs = StepGraphs(Refuses(), required=required)
+    stream = DecoderStream(vae, partial(graphs.record_in_place, "decode"))
+    with torch.inference_mode():
+        expected, cache = by_value(vae, latents[:2])
+        assert torch.equal(stream.step(latents[0]), expected[0])
+        if required:
+            with pytest.raises(GraphCaptureFailed, match="Step 'decode': no"):
+                stream.step(latents[1])
+        else:
+            assert torch.equal(stream.step(latents[1]), expected[1])
+            assert same(stream.values(), cache)
 
 
 def test_faults_are_told(stream_and_latents, monkeypatch):
@@ -183,9 +202,11 @@ def test_in_place_equals_by_value_on_the_gpu(dtype):
     latents = torch.randn(1, 16, 5, 8, 12, device="cuda", dtype=dtype).split(1, dim=2)
     with torch.inference_mode():
         expected, cache = by_value(vae, latents)
-        stream = DecoderStream(vae)
-        assert same([stream.step(one).clone() for one in latents], expected)
-        assert same(stream.values(), cache)
+        graphs = StepGraphs(CudaRecorder(torch.device("cuda")), required=True)
+        for record in (None, partial(graphs.record_in_place, "decode")):
+            stream = DecoderStream(vae, record)
+            assert same([stream.step(one).clone() for one in latents], expected)
+            assert same(stream.values(), cache)
 
 
 def test_a_session_with_buffers_makes_the_same_video():
