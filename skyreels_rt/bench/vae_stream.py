@@ -127,9 +127,8 @@ class _Size:
         for name, stream in self.streams.items():
             sides[name] = partial(self._streamed, stream)
         sides["peer"] = lambda: self.theirs.decode(self.raw).sample
-        if compiles:
-            compiled = torch.compile(self.theirs.decode)
-            sides["peer_compiled"] = lambda: compiled(self.raw).sample
+        if compiles and (compiled := self._compiled_peer()) is not None:
+            sides["peer_compiled"] = compiled
         ours = [side for side in sides if not side.startswith("peer")]
         expected = sides["peer"]()
         for name, side in sides.items():
@@ -158,6 +157,16 @@ class _Size:
         if short and long:
             rows.append(Row(f"{self.name}.peak_growth", long / short, "long / short", 1.02))
         return rows
+
+    def _compiled_peer(self) -> Side | None:
+        """The peer under ``torch.compile``; None, and a note, where that fails."""
+        compiled = torch.compile(self.theirs.decode)
+        try:
+            compiled(self.raw)
+        except Exception as error:  # whatever the compiler raises
+            self.details[f"{self.name}.peer_compiled.error"] = str(error)[:500]
+            return None
+        return lambda: compiled(self.raw).sample
 
     def _streamed(self, stream: DecoderStream) -> Tensor:
         stream.restart()

@@ -42,7 +42,7 @@ class StreamBuffers(StepCaches):
         """Go on behind the step that returned ``caches``; buffers that fit them stay in use."""
         for buffer, cache in zip(self._buffers, caches, strict=False):
             buffer[:, :, : cache.shape[2]] = cache
-        self._first = caches if not self._buffers else ()
+        self._first = caches if len(self._buffers) < len(caches) else ()
         self._lengths = [cache.shape[2] for cache in caches]
         self._is_front = True  # the frames before are at the front, not at the end
 

@@ -448,6 +448,11 @@ class TorchVAE(VideoVAE):
                 module.upsampling = options.upsampling
         return self
 
+    @property
+    def runner(self) -> str:
+        """Who computes, with those options that may round otherwise."""
+        return f"torch {self.options.upsampling} {self.options.encode_tile}"
+
     def cache_bytes(self, height: int, width: int, dtype: torch.dtype) -> int:
         """Bytes of one video's caches, with the buffers' room for new frames at its most."""
         found = super().cache_bytes(height, width, dtype)

@@ -160,6 +160,9 @@ def test_upsampling_is_a_choice_of_speed_alone(kind):
     ]
     assert all(equal(one, found[0]) for one in found)
     assert not torch.equal(found[0], found[1])  # the option is taken
+    # So a snapshot made with one is refused by the other.
+    runners = {vae.configure(VAEOptions(upsampling=form)).runner for form in ("nearest", "auto")}
+    assert len(runners) == 2
 
 
 def test_the_engine_takes_the_options():
