@@ -37,7 +37,14 @@ from skyreels_rt.kernels._select import Impl, resolve
 from skyreels_rt.kernels.reference import rms_norm_silu as _reference
 
 
-def rms_norm_silu(x: Tensor, gamma: Tensor, *, silu: bool = True, impl: Impl = Impl.AUTO) -> Tensor:
+def rms_norm_silu(
+    x: Tensor,
+    gamma: Tensor,
+    *,
+    silu: bool = True,
+    out: Tensor | None = None,
+    impl: Impl = Impl.AUTO,
+) -> Tensor:
     """Normalise activations over their channels and apply SiLU.
 
     Where a gradient is needed the reference runs, whatever ``impl`` says.
@@ -50,13 +57,16 @@ def rms_norm_silu(x: Tensor, gamma: Tensor, *, silu: bool = True, impl: Impl = I
         Gain of each channel.
     silu : bool
         Apply SiLU to the result.
+    out : Tensor, shape and dtype of x, optional
+        Where the result goes, apart from ``x``; dense in the memory order of ``x`` to be written
+        without a copy. Not differentiable.
     impl : Impl
         Implementation, usually ``plan.rms_norm_silu``.
 
     Returns
     -------
     Tensor, shape (B, C, T, H, W), dtype and memory order of x
-        A new tensor.
+        ``out``, or a new tensor.
 
     Raises
     ------
@@ -78,14 +88,27 @@ def rms_norm_silu(x: Tensor, gamma: Tensor, *, silu: bool = True, impl: Impl = I
     _checks.require_device("gamma", gamma, "x", x)
     chosen = resolve("rms_norm_silu", impl, x.device.type, x.dtype)
     gamma = gamma.reshape(channels)
+    if out is not None:
+        _checks.require_shape("out", out, tuple(x.shape), "(B, C, T, H, W), as x")
+        _checks.require_like("out", out, "x", x)
     if chosen == "reference" or _checks.needs_gradient(x, gamma):
-        return _reference.rms_norm_silu(x, gamma, silu=silu)
-    out: Tensor = _op(_dense(x), gamma, silu, chosen)
-    return out
+        y = _reference.rms_norm_silu(x, gamma, silu=silu)
+        return y if out is None else out.copy_(y)
+    x = _dense(x)
+    if out is not None and _same_order(x, out):
+        _op_into(x, gamma, out, silu, chosen)
+        return out
+    y = _op(x, gamma, silu, chosen)
+    return y if out is None else out.copy_(y)
 
 
 def _channels_last(x: Tensor) -> bool:
     return x.is_contiguous(memory_format=torch.channels_last_3d)
+
+
+def _same_order(x: Tensor, out: Tensor) -> bool:
+    """Whether ``out`` is dense in the order that an implementation takes for that of ``x``."""
+    return _channels_last(out) if _channels_last(x) else out.is_contiguous()
 
 
 def _dense(x: Tensor) -> Tensor:
@@ -98,6 +121,11 @@ def _dense(x: Tensor) -> Tensor:
 
 def _run(x: Tensor, gamma: Tensor, silu: bool, impl: str) -> Tensor:
     out = torch.empty_like(x)
+    _run_into(x, gamma, out, silu, impl)
+    return out
+
+
+def _run_into(x: Tensor, gamma: Tensor, out: Tensor, silu: bool, impl: str) -> None:
     gain = gamma.float().contiguous()
     # Either is right where both hold; rows of channels need no scratch.
     channels_last = _channels_last(x)
@@ -107,12 +135,11 @@ def _run(x: Tensor, gamma: Tensor, silu: bool, impl: str) -> Tensor:
         from skyreels_rt.kernels.triton import rms_norm_silu as triton
 
         triton.launch(x, gain, out, (batch, channels, positions), channels_last, silu)
-        return out
+        return
     _native.extension().rms_norm_silu(
         x.data_ptr(), out.data_ptr(), gain.data_ptr(), _native.DTYPE_CODES[x.dtype],
         batch, channels, positions, channels_last, silu, torch.get_num_threads(),
     )  # fmt: skip
-    return out
 
 
 def _fake(x: Tensor, gamma: Tensor, silu: bool, impl: str) -> Tensor:  # noqa: ARG001 - the schema's arguments
@@ -121,4 +148,10 @@ def _fake(x: Tensor, gamma: Tensor, silu: bool, impl: str) -> Tensor:  # noqa: A
 
 _op = define_op(
     "rms_norm_silu(Tensor x, Tensor gamma, bool silu, str impl) -> Tensor", run=_run, fake=_fake
+)
+
+_op_into = define_op(
+    "rms_norm_silu_into(Tensor x, Tensor gamma, Tensor(a!) out, bool silu, str impl) -> ()",
+    run=_run_into,
+    fake=lambda *_: None,
 )

@@ -74,11 +74,19 @@ row "device" "$device"
 status=0
 tests=(tests/kernels)
 if "$python" -c 'import av, soxr' 2>/dev/null; then
-  tests+=(tests/models tests/runtime)
+  tests+=(tests/models tests/runtime tests/bench/test_vae.py)
 else
   row "GPU tests of models" "not run: no av or soxr"
 fi
 # -P: the root must not shadow the view.
 "$python" -P -m pytest -q -m gpu -p no:cacheprovider "$@" "${tests[@]}" | tee "$out/pytest.log" || status=$?
 row "GPU tests" "$(tail -n 1 "$out/pytest.log")"
+
+# Frames a second of the VAE against its peer; the figures stay in build/gpu.
+if "$python" -c 'import av, soxr, typer, rich, diffusers' 2>/dev/null; then
+  "$python" -P -m skyreels_rt bench vae --device cuda --json "$out/vae_gpu.json" || status=$?
+  row "bench vae" "$out/vae_gpu.json"
+else
+  row "bench vae" "not run: no av, soxr, typer, rich or diffusers"
+fi
 finish "$status"

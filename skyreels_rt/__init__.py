@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from skyreels_rt.live.asynchronous import AsyncSession
     from skyreels_rt.live.session import Interruption, LiveSession
     from skyreels_rt.media.video import Video
+    from skyreels_rt.models.vae_options import VAEOptions
     from skyreels_rt.offline import GenerationSummary
     from skyreels_rt.options import GenerateOptions, LiveOptions
     from skyreels_rt.quantization import QuantPolicy
@@ -55,6 +56,7 @@ __all__ = [
     "StepMask",
     "TeaCache",
     "Timeouts",
+    "VAEOptions",
     "Video",
     "WorkerEngine",
     "__version__",
@@ -81,6 +83,7 @@ _HOMES = {
     "StepMask": "skyreels_rt.runtime.step_cache",
     "TeaCache": "skyreels_rt.runtime.teacache",
     "Timeouts": "skyreels_rt.distributed.workers",
+    "VAEOptions": "skyreels_rt.models.vae_options",
     "Video": "skyreels_rt.media.video",
     "WorkerEngine": "skyreels_rt.worker_engine",
 }

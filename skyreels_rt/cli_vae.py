@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from skyreels_rt.export.tensorrt import BuildOptions, Library
     from skyreels_rt.export.verify import StreamParity
     from skyreels_rt.models.vae import VideoVAE
+    from skyreels_rt.report import Row
 
 FORMATS = ("onnx", "tensorrt")
 
@@ -115,23 +116,43 @@ def bench_vae(
     peer: Annotated[str, typer.Option(help='Library to compare with: "diffusers".')] = "diffusers",
     repeats: Annotated[int, typer.Option(help="Timed runs per side, at least 5.")] = 5,
     full: Annotated[bool, typer.Option("--full", help="Also 256x256x33 (minutes).")] = False,
+    device: Device = "cpu",
     json_file: JsonFile = None,
 ) -> None:
-    """Time encoding and decoding a clip against a peer with the same weights, in the same run."""
+    """Time encoding and decoding a clip against a peer with the same weights, in the same run.
+
+    On a GPU: streams at 480x832 and 512x512 in bfloat16, with and without buffers and CUDA graph.
+    """
     with errors_as_exit_codes():
         from skyreels_rt.bench.vae import FULL_SHAPES, SHAPES, measure_vae
+        from skyreels_rt.bench.vae_stream import measure_decode_streams
         from skyreels_rt.report import require_writable
+        from skyreels_rt.runtime.device import resolve_device
 
         if json_file is not None:
             require_writable(json_file)
+        where = resolve_device(device)
         with console.status("measuring ...") as status:
-            report = measure_vae(
-                peer=peer,
-                repeats=repeats,
-                command=command_line(),
-                shapes=(*SHAPES, *FULL_SHAPES) if full else SHAPES,
-                on_row=lambda row: status.update(f"{row.name}: {row.value:.3f} {row.unit}"),
-            )
+
+            def on_row(row: Row) -> None:
+                status.update(f"{row.name}: {row.value:.3f} {row.unit}")
+
+            if where.type == "cuda":
+                report = measure_decode_streams(
+                    device=where,
+                    peer=peer,
+                    repeats=repeats,
+                    command=command_line(),
+                    on_row=on_row,
+                )
+            else:
+                report = measure_vae(
+                    peer=peer,
+                    repeats=repeats,
+                    command=command_line(),
+                    shapes=(*SHAPES, *FULL_SHAPES) if full else SHAPES,
+                    on_row=on_row,
+                )
         Console().print(report_table(report))
         if json_file is not None:
             report.write(json_file)

@@ -16,6 +16,7 @@ from skyreels_rt.models.image_encoder import ClipImageEncoder
 from skyreels_rt.models.text_encoder import TextEncoder
 from skyreels_rt.models.transformer import SkyReelsTransformer
 from skyreels_rt.models.vae import VideoVAE
+from skyreels_rt.runtime.cuda_graphs import StepGraphs
 from skyreels_rt.runtime.step_cache import (
     RunFacts,
     StepCache,
@@ -57,6 +58,8 @@ class Components:
         What ``skyreels-rt calibrate`` measured, for step caches.
     mesh : Mesh or None
         Ranks that every job is spread over; None for one process.
+    graphs : StepGraphs or None
+        Recordings of the transformer's steps; None runs them as they are.
     """
 
     name: str
@@ -72,6 +75,7 @@ class Components:
     plan: KernelPlan
     calibration: StepCalibration | None = None
     mesh: Mesh | None = None
+    graphs: StepGraphs | None = None
     _step_plans: dict[tuple[StepCache, tuple[float, ...]], StepPlan] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )

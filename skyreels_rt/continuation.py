@@ -312,6 +312,7 @@ class ContinuationSession:
             parts.transformer, group, passes, prompt,
             channels=channels, tokens=tokens, silent_tokens=silent,
             steps=self._steps if self._steps.skips else None,
+            timesteps=settings.schedule.timesteps, graphs=parts.graphs,
         )  # fmt: skip
         shape = (encoded.shape[0], encoded.shape[2], encoded.shape[3])
         noise = timeline_noise(settings.seed, noise_index, count, shape)

@@ -36,6 +36,7 @@ from skyreels_rt.progress import ProgressBar
 from skyreels_rt.quantization import weights_note
 from skyreels_rt.runtime.memory import MemoryEstimate
 from skyreels_rt.runtime.metrics import EngineMetrics
+from skyreels_rt.runtime.step_cache import StepMask
 from skyreels_rt.runtime.turns import Gate, Turns
 from skyreels_rt.scene import load_portrait, load_scene
 from skyreels_rt.session import Session
@@ -158,7 +159,8 @@ class Engine(VideoMaker):
         on_progress : callable, optional
             Called with a :class:`LoadProgress` after every tensor; not beside ``devices``.
         **options
-            See :class:`.pretrained.LoadOptions`: number type, kernels, 8 bits, LoRAs, VAE, hub.
+            See :class:`.pretrained.LoadOptions`: number type, kernels, CUDA graphs, 8 bits,
+            LoRAs, VAE, hub.
 
         Raises
         ------
@@ -309,6 +311,9 @@ class Engine(VideoMaker):
     def warmup(self) -> float:
         """Make a few frames of silence, so that the first session finds everything ready.
 
+        Where steps become CUDA graphs, those of a session with default options are recorded here,
+        others when they are first needed.
+
         Returns
         -------
         float
@@ -321,6 +326,8 @@ class Engine(VideoMaker):
         if self.mesh is not None:  # windows and passes for all of its ranks
             horizon = self.mesh.parallel.window
             options = {"horizon": horizon, "prompt": "warm-up", "text_guidance_scale": 2.0}
+        elif self._components.graphs is not None:  # a step of each kind, to record them
+            options = {"num_steps": 3, "teacache": StepMask((True, False, True))}
         settings = resolve_settings(self._components, options, LiveOptions)
         with Session(self._components, settings, portrait=grey, turns=self._turns) as session:
             session.push_audio(np.zeros(math.ceil(session.latency_s * 16_000), np.float32), 16_000)
@@ -342,6 +349,7 @@ class Engine(VideoMaker):
                 f"video        {generation.width}x{generation.height} at {generation.fps} fps",
                 f"windows      {generation.window} latents, overlap {generation.overlap}",
                 f"weights      {parts.num_bytes / 2**20:.1f} MiB{weights_note(parts.transformer)}",
+                f"graphs       {'none' if parts.graphs is None else parts.graphs.describe()}",
                 *([f"mesh         {parts.mesh.describe()}"] if parts.mesh is not None else []),
                 *predicted_meshes(config, self.step_shape(10.0)),
                 parts.plan.describe(),

@@ -118,6 +118,24 @@ class UnsupportedKernel(SkyReelsError):
     code = "unsupported_kernel"
 
 
+class GraphCaptureFailed(SkyReelsError, RuntimeError):
+    """A step cannot be recorded as a CUDA graph, and graphs were asked for.
+
+    Attributes
+    ----------
+    operation : str
+        The operation that broke the recording, e.g. ``"aten.nonzero"``.
+    """
+
+    code = "graph_capture"
+
+    def __init__(self, message: str, *, operation: str) -> None:
+        super().__init__(
+            message, stage="denoise", hint='graphs="auto" runs such steps without a graph.'
+        )
+        self.operation = operation
+
+
 class NonFinite(SkyReelsError, ArithmeticError):
     """NaN or infinity appeared in an input or inside the run; no frame that holds it came out."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,7 +14,8 @@ from skyreels_rt.components import Components
 from skyreels_rt.distributed.decode_pipeline import DecodePipeline
 from skyreels_rt.errors import NonFinite
 from skyreels_rt.kernels import frames_to_uint8
-from skyreels_rt.models.vae import VAECache
+from skyreels_rt.models.decoder_stream import DecoderStream
+from skyreels_rt.models.vae import TorchVAE, VAECache
 
 
 class LatentDecoder:
@@ -44,10 +46,15 @@ class LatentDecoder:
         self._portrait = portrait
         self._is_primed = components.timeline.primed
         self._cache: VAECache | None = None
+        self._stream: DecoderStream | None = None
         self._pipeline: DecodePipeline | None = None
         mesh = components.mesh
         if mesh is not None and mesh.axis("world").size > 1 and components.vae.decoder_pieces():
             self._pipeline = DecodePipeline(components.vae, mesh.axis("world"))
+        elif isinstance(components.vae, TorchVAE) and components.vae.options.buffers:
+            graphs = components.graphs
+            record = None if graphs is None else partial(graphs.record_in_place, "decode")
+            self._stream = DecoderStream(components.vae, record)
 
     def next_frames(self, latents: Tensor) -> NDArray[np.uint8]:
         """Frames (F, H, W, 3) of the next latent.
@@ -66,6 +73,8 @@ class LatentDecoder:
         """
         if self._pipeline is not None:
             return self._from_pipeline(self._pipeline, latents)
+        if self._stream is not None:
+            return self._from_stream(self._stream, latents)
         vae, cache = self._parts.vae, self._cache
         if cache is None and self._is_primed:
             _, cache = vae.decode_step(self._leading()[None], None)
@@ -87,6 +96,8 @@ class LatentDecoder:
         caches = self._cache or ()
         if self._pipeline is not None:
             caches = self._pipeline.caches(*self._size)
+        if self._stream is not None:
+            caches = self._stream.values()
         return {f"decoder.{index}": cache.clone() for index, cache in enumerate(caches)}
 
     def restore(self, tensors: dict[str, Tensor], num_done: int) -> None:
@@ -96,14 +107,29 @@ class LatentDecoder:
         caches = tuple(tensors[f"decoder.{index}"].to(device) for index in range(count))
         if self._pipeline is not None:
             self._pipeline.reset(num_done + self._is_primed if caches else 0, caches)
+        elif self._stream is not None:
+            if caches:
+                self._stream.load(caches)
         else:
             self._cache = caches or None
 
     def forget(self) -> None:
         """Free the memory."""
         self._cache = None
+        if self._stream is not None:
+            self._stream.forget()
         if self._pipeline is not None:
             self._pipeline.reset(0, ())
+
+    def _from_stream(self, stream: DecoderStream, latents: Tensor) -> NDArray[np.uint8]:
+        if self._is_primed and not stream.is_started:
+            stream.step(self._leading()[None])
+        frames = self._pixels(stream.step(latents[None, :, :1]))
+        if frames is None:
+            stream.go_back()
+            raise _not_finite()
+        out: NDArray[np.uint8] = frames.cpu().numpy()
+        return out
 
     def _from_pipeline(self, pipeline: DecodePipeline, latents: Tensor) -> NDArray[np.uint8]:
         mesh = self._parts.mesh

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypedDict, Unpack, cast
 
@@ -18,7 +18,10 @@ from skyreels_rt.export.exported_vae import VAERunner, load_exported_vae
 from skyreels_rt.kernels import KernelPlan
 from skyreels_rt.model_folder import load_components, stored_transformer_dtype
 from skyreels_rt.models.transformer import offload_blocks
+from skyreels_rt.models.vae import TorchVAE, VideoVAE
+from skyreels_rt.models.vae_options import VAEOptions
 from skyreels_rt.quantization import QuantPolicy, quantize_transformer, resolve_policy
+from skyreels_rt.runtime.cuda_graphs import Graphs, step_graphs
 from skyreels_rt.runtime.device import resolve_device, resolve_dtype
 from skyreels_rt.types import LoadCallback
 from skyreels_rt.weights.files import PICKLE_SUFFIXES
@@ -40,7 +43,25 @@ def model_folder(model: str | Path) -> Path:
     return _ASSETS / model if str(model) in embedded_models() else Path(model)
 
 
-class LoadOptions(TypedDict, total=False):
+class VAEChoice(TypedDict, total=False):
+    """Who computes the VAE, and how.
+
+    Attributes
+    ----------
+    vae : {"torch", "onnx", "tensorrt"}
+        Who.
+    vae_folder : str or Path, optional
+        Where ``skyreels-rt export vae`` wrote its graphs; not for ``"torch"``.
+    vae_options : VAEOptions, optional
+        How torch computes it: tiles of large frames, upsampling, buffers. Not for exported graphs.
+    """
+
+    vae: VAERunner
+    vae_folder: str | Path | None
+    vae_options: VAEOptions | None
+
+
+class LoadOptions(VAEChoice, total=False):
     """How a model is loaded, the same in every process that loads it.
 
     Attributes
@@ -57,10 +78,12 @@ class LoadOptions(TypedDict, total=False):
         Same bytes, less device memory, more time.
     loras : sequence of Lora
         Additions merged into the transformer's weights.
-    vae : {"torch", "onnx", "tensorrt"}
-        Who computes the VAE.
-    vae_folder : str or Path, optional
-        Where ``skyreels-rt export vae`` wrote its graphs; not for ``"torch"``.
+    graphs : {"auto", True, False}
+        Whether denoising steps, and those of a VAE decoder with buffers, are recorded as CUDA
+        graphs and replayed: where they can be, always (:class:`.errors.GraphCaptureFailed` names
+        the operation that cannot), or never.
+    vae, vae_folder, vae_options
+        See :class:`VAEChoice`.
     revision : str, optional
         Branch, tag or commit of a hub id; a full commit pins what is loaded.
     offline : bool
@@ -72,8 +95,7 @@ class LoadOptions(TypedDict, total=False):
     quantization: str | QuantPolicy | None
     offload: bool
     loras: Sequence[Lora]
-    vae: VAERunner
-    vae_folder: str | Path | None
+    graphs: Graphs
     revision: str | None
     offline: bool
 
@@ -98,6 +120,8 @@ def load_facts(options: LoadOptions) -> dict[str, Any]:
         facts["quantization"] = {"rules": [list(rule) for rule in policy.rules]}
     graphs = options.get("vae_folder")
     facts["vae_folder"] = None if graphs is None else str(Path(graphs).absolute())
+    vae_options = options.get("vae_options")
+    facts["vae_options"] = None if vae_options is None else asdict(vae_options)
     facts["loras"] = [
         [str(Path(lora.path).absolute()), lora.scale] for lora in options.get("loras", ())
     ]
@@ -107,6 +131,8 @@ def load_facts(options: LoadOptions) -> dict[str, Any]:
 def load_options(facts: dict[str, Any]) -> LoadOptions:
     """What :func:`load_facts` made JSON of."""
     options = {**facts, "loras": [Lora(path, scale) for path, scale in facts["loras"]]}
+    if facts["vae_options"] is not None:
+        options["vae_options"] = VAEOptions(**facts["vae_options"])
     policy = facts.get("quantization")
     if isinstance(policy, dict):
         options["quantization"] = QuantPolicy(tuple((name, mode) for name, mode in policy["rules"]))
@@ -126,7 +152,7 @@ def load_pretrained(
         return _load(model, resolve_device(device), on_progress, **options)
     where = resolve_device(rank_device(device))
     mesh = parallel if isinstance(parallel, Mesh) else open_mesh(parallel, where)
-    parts = _load(model, mesh.device, on_progress, **options)
+    parts = _load(model, mesh.device, on_progress, is_alone=False, **options)
     require_model(mesh.parallel, parts.transformer.config)
     mesh.wait_for_all()
     return replace(parts, mesh=mesh)
@@ -137,17 +163,19 @@ def _load(
     where: torch.device,
     on_progress: LoadCallback | None,
     *,
+    is_alone: bool = True,
     dtype: str | torch.dtype = "auto",
     kernels: Kernels = "auto",
     quantization: str | QuantPolicy | None = None,
     offload: bool = False,
     loras: Sequence[Lora] = (),
-    vae: VAERunner = "torch",
-    vae_folder: str | Path | None = None,
+    graphs: Graphs = "auto",
     revision: str | None = None,
     offline: bool = False,
+    **vae: Unpack[VAEChoice],
 ) -> Components:
     policy = resolve_policy(quantization)
+    recordings = step_graphs(graphs, where, is_alone=is_alone, offloads=offload)
     kind = resolve_dtype(dtype, where)
     if str(model) == TINY_NAME:
         if loras:
@@ -156,7 +184,7 @@ def _load(
 
         plan = KernelPlan.choose(where, kind, kernels)
         tiny = tiny_components(device=where, dtype=kind, plan=plan)
-        tiny = replace(tiny, vae=load_exported_vae(tiny.vae, vae, vae_folder))
+        tiny = replace(tiny, vae=_chosen_vae(tiny.vae, **vae), graphs=recordings)
         return _fitted(tiny, policy, offload=offload)
     folder = (
         fetch_snapshot(str(model), revision=revision, offline=offline)
@@ -172,9 +200,23 @@ def _load(
         folder, device=where, dtype=kind, plan=plan, transformer_device=staged,
         loras=loras, on_progress=on_progress,
     )  # fmt: skip
-    parts = replace(parts, vae=load_exported_vae(parts.vae, vae, vae_folder))
+    parts = replace(parts, vae=_chosen_vae(parts.vae, **vae), graphs=recordings)
     parts = _fitted(parts, policy, offload=offload)
     return replace(parts, name=str(model)) if str(model) in embedded_models() else parts
+
+
+def _chosen_vae(original: VideoVAE, **choice: Unpack[VAEChoice]) -> VideoVAE:
+    """The model's VAE as the caller wants it computed."""
+    runner, options = choice.get("vae", "torch"), choice.get("vae_options")
+    chosen = load_exported_vae(original, runner, choice.get("vae_folder"))
+    if options is None:
+        return chosen
+    if not isinstance(chosen, TorchVAE):
+        raise InvalidArgument(
+            "vae_options", expected=f"none beside vae={runner!r}: its graphs are fixed",
+            got=options,
+        )  # fmt: skip
+    return chosen.configure(options)
 
 
 def _require_model_folder(folder: Path) -> None:

@@ -536,6 +536,8 @@ class Session:
             steps=self._steps if self._steps.skips else None,
             observe=self._observe,
             mesh=self._parts.mesh,
+            timesteps=self._schedule.timesteps,
+            graphs=self._parts.graphs,
         )
 
     def _keep(self, group: Group, latents: Tensor) -> None:

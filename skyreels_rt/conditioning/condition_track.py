@@ -28,8 +28,7 @@ def to_video_tensor(frames: NDArray[np.uint8], vae: VideoVAE) -> Tensor:
 
 def encode_portrait(portrait: NDArray[np.uint8], vae: VideoVAE) -> Tensor:
     """Latents (C, h, w), float32, of a portrait uint8 (H, W, 3)."""
-    latents, _ = vae.encode_step(to_video_tensor(portrait[None], vae), None)
-    return latents[0, :, 0].float()
+    return vae.encode_picture(to_video_tensor(portrait[None], vae))[0, :, 0].float()
 
 
 def leading_slot_channels(

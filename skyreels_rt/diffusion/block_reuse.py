@@ -100,6 +100,13 @@ class BlockReuse:
         self.computed.append(is_computed)
         self._keeps = is_computed and (plan.keeps_residual(step) or self._on_blocks is not None)
 
+    @property
+    def kind(self) -> str:
+        """What the step at hand is: ``"skip"``, ``"compute"``, or ``"compute, keep"``."""
+        if not self.computed[-1]:
+            return "skip"
+        return "compute, keep" if self._keeps else "compute"
+
     def reused(self, index: int) -> Tensor | None:
         """Residual to add in place of running the blocks, (1, L, D), or None to run them."""
         return None if self.computed[-1] else self._residuals[index]
@@ -118,6 +125,10 @@ class BlockReuse:
             )
             self._residuals[index] = residual
         return residual
+
+    def store(self, index: int, residual: Tensor) -> None:
+        """Take a residual that was kept elsewhere, (1, L, D)."""
+        self._residuals[index] = residual
 
     def report(self, index: int, inputs: Tensor, timestep: Tensor) -> None:
         """Show a pass that has run to ``on_blocks``, if there is one."""

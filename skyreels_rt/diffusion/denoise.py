@@ -5,6 +5,9 @@ Per step: every window predicts from the same latents; guidance, fusion of the w
 steps in one pass (:func:`skyreels_rt.kernels.blf_step`). Latents that were emitted before are not
 solved for: at each step they are the clean latents brought to the current noise level with the
 timeline's own noise, and they are never returned.
+
+Nothing in a step waits for the device. What the host must know of it, whether the latents are
+finite, comes a step later on a GPU (:mod:`skyreels_rt.runtime.step_numbers`).
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from skyreels_rt.diffusion.window_share import WindowShare
 from skyreels_rt.distributed.mesh import Mesh
 from skyreels_rt.errors import Cancelled, InvalidArgument, NonFinite
 from skyreels_rt.kernels import Impl, blf_step, blf_velocity
+from skyreels_rt.runtime.step_numbers import step_numbers
 
 _NO_LATENT = -(2**62)
 
@@ -75,7 +79,8 @@ def denoise_group(  # noqa: PLR0913 - everything that a step takes comes in here
         Order in which the windows are computed, a permutation of their indices. It has no effect
         on the result.
     on_step : callable, optional
-        Called as ``on_step(done, num_steps)`` after each step.
+        Called as ``on_step(done, num_steps)`` once a step is done; on a GPU the next one is under
+        way by then.
     is_cancelled : callable, optional
         Asked before each window of each step; with a mesh once a step, and then every rank must
         give the same answer (:meth:`skyreels_rt.distributed.mesh.Mesh.agreed`).
@@ -108,6 +113,7 @@ def denoise_group(  # noqa: PLR0913 - everything that a step takes comes in here
     starts = [window.start - part.start for window in part.windows]
     num_pinned, noise, clean = part.num_pinned, share.of_part(noise), share.of_part(clean)
     latents, state = noise.clone(), solver.init()
+    watch = _Watch(noise.device, schedule.num_steps, on_step, mesh)
     with torch.no_grad():
         for step, timestep in enumerate(schedule.timesteps):
             sigma = schedule.sigmas[step]
@@ -125,10 +131,8 @@ def denoise_group(  # noqa: PLR0913 - everything that a step takes comes in here
             fusion = (share.exchange(velocities), starts, weights, guidance)
             if part.windows:  # else an idle rank: there are fewer windows than ranks
                 latents, state = _stepped(latents, fusion, step, solver, state, num_pinned, impl)
-            # This host read also keeps cancellation and progress honest on a GPU.
-            _check_finite(latents[:, num_pinned:], part, step, schedule.num_steps, mesh)
-            if on_step is not None:
-                on_step(step + 1, schedule.num_steps)
+            watch.launched(step, latents[:, num_pinned:], part.emitted)
+        watch.finish()
         return share.gather(latents)
 
 
@@ -188,21 +192,59 @@ def _checked_order(group: Group, order: Sequence[int] | None) -> Sequence[int]:
     return order
 
 
-def _check_finite(
-    latents: Tensor, part: Group, step: int, num_steps: int, mesh: Mesh | None
-) -> None:
-    """Raise if a new latent of any rank is NaN or infinite, naming the step and the first such."""
-    finite_CFHW = torch.isfinite(latents)
-    bad = -1
-    if not bool(finite_CFHW.all()):
-        finite_F = finite_CFHW.all(dim=3).all(dim=2).all(dim=0)
-        bad = part.emitted + int((~finite_F).to(torch.int64).argmax())
-    if mesh is not None:  # all stop together; the first latent is the largest negative number
-        worst = mesh.largest(_NO_LATENT if bad < 0 else -bad)
-        bad = -1 if worst == _NO_LATENT else -worst
-    if bad >= 0:
-        raise NonFinite(
-            f"Step {step + 1} of {num_steps} gave NaN or infinity, first at latent {bad}.",
-            stage="denoise",
-            hint="Check the inputs, or compute in a wider dtype.",
-        )
+class _Watch:
+    """Follows the steps of a run: are their latents finite, and who is told that they are done."""
+
+    def __init__(
+        self,
+        device: torch.device,
+        num_steps: int,
+        on_step: Callable[[int, int], None] | None,
+        mesh: Mesh | None,
+    ) -> None:
+        self._numbers = step_numbers(device, num_steps)
+        self._num_steps = num_steps
+        self._on_step = on_step
+        self._mesh = mesh
+        self._done = 0
+
+    def launched(self, step: int, latents: Tensor, first: int) -> None:
+        """Step ``step`` gives ``latents``, of which the first is latent ``first``."""
+        self._numbers.send(step, _first_bad(latents, first))
+        self._follow(step + 1 - self._numbers.lag)
+
+    def finish(self) -> None:
+        """Wait for the last step."""
+        self._follow(self._num_steps)
+
+    def _follow(self, stop: int) -> None:
+        for step in range(self._done, stop):
+            self._require_finite(step)
+            self._done = step + 1
+            if self._on_step is not None:
+                self._on_step(self._done, self._num_steps)
+
+    def _require_finite(self, step: int) -> None:
+        """Raise if a new latent of any rank is bad, naming the step and the first such."""
+        bad, mesh = self._numbers.take(step), self._mesh
+        if mesh is not None:  # all stop together; the first latent is the largest negative number
+            worst = mesh.largest(_NO_LATENT if bad < 0 else -bad)
+            bad = -1 if worst == _NO_LATENT else -worst
+        if bad >= 0:
+            where = f"Step {step + 1} of {self._num_steps}"
+            raise NonFinite(
+                f"{where} gave NaN or infinity, first at latent {bad}.",
+                stage="denoise",
+                hint="Check the inputs, or compute in a wider dtype.",
+            )
+
+
+def _first_bad(latents: Tensor, first: int) -> Tensor:
+    """Index of the first latent with NaN or infinity, counted from ``first``; -1 if all are finite.
+
+    A number on the device: the host reads it when it is there.
+    """
+    if latents.shape[1] == 0:
+        return torch.full((), -1, dtype=torch.int64, device=latents.device)
+    bad_F = ~torch.isfinite(latents).all(dim=3).all(dim=2).all(dim=0)
+    return (bad_F.to(torch.int64).argmax() + first + 1) * bad_F.any() - 1

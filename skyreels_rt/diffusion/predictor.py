@@ -17,6 +17,7 @@ from skyreels_rt.distributed.usp import SequenceShard
 from skyreels_rt.models.attention import KeysValues
 from skyreels_rt.models.audio_adapter import AudioContext, SegmentedAudio
 from skyreels_rt.models.transformer import ContextCache, SkyReelsTransformer
+from skyreels_rt.runtime.cuda_graphs import Held, StepGraphs, Tensors
 from skyreels_rt.runtime.step_cache import StepPlan
 
 
@@ -91,9 +92,14 @@ class WindowPredictor:
     mesh : Mesh, optional
         Ranks that share the passes and the tokens of a window. Every rank of the mesh's ``pass``
         axis calls for the same windows and gets the same velocities.
+    timesteps : sequence of float
+        Of the run, to have them on the device before its first step.
+    graphs : StepGraphs, optional
+        Records and replays what all passes of a step do; not beside a mesh, whose ranks talk to
+        each other on the way.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - everything that a group's steps share comes in here
         self,
         transformer: SkyReelsTransformer,
         group: Group,
@@ -107,6 +113,8 @@ class WindowPredictor:
         steps: StepPlan | None = None,
         observe: Callable[[Window], OnBlocks] | None = None,
         mesh: Mesh | None = None,
+        timesteps: Sequence[float] = (),
+        graphs: StepGraphs | None = None,
     ) -> None:
         self._transformer = transformer
         self._group = group
@@ -125,32 +133,68 @@ class WindowPredictor:
         self._observe = observe
         self._reuse: dict[Window, BlockReuse] = {}
         self._audio: dict[tuple[Window, bool], tuple[AudioContext | SegmentedAudio, ...]] = {}
-        self._rope: dict[int, tuple[Tensor, Tensor]] = {}
+        # Tables and timesteps come from the host: before the first step, which waits for nothing.
+        lengths = {window.length + (slot is not None) for window in group.windows}
+        height, width = channels.shape[2:]
+        self._rope = {frames: transformer.rope(frames, height, width) for frames in lengths}
         self._shards: dict[int, SequenceShard] = {}
+        times = torch.tensor(list(timesteps), dtype=torch.float64).to(transformer.device)
+        self._times: dict[float, Tensor] = dict(zip(timesteps, times[:, None], strict=True))
+        self._graphs = graphs if mesh is None else None
+        self._held: dict[Window, Held] = {}
 
     def __call__(self, window: Window, latents: Tensor, step: int, timestep: float) -> Tensor:
         """Velocities (P, C, len, h, w) of ``latents`` (C, len, h, w), one per guidance pass."""
         model = self._transformer
         inputs = self._inputs(window, latents, timestep / 1000).unsqueeze(0)
         frames, height, width = inputs.shape[2:]
-        if frames not in self._rope:
-            self._rope[frames] = model.rope(frames, height, width)
         shard = self._shard(model.num_tokens(frames, height, width))
-        time = torch.tensor([timestep], dtype=torch.float64)
+        time = self._time(timestep)
         if window not in self._reuse:
             self._reuse[window] = self._new_reuse(window, shard)
         reuse = self._reuse[window]
         reuse.begin(step, inputs, time)
-        velocities = []
-        for index, guidance_pass in enumerate(self._passes):
-            context = self._context(window, guidance_pass, shard)
-            velocity = model(
-                inputs, time, context, self._rope[frames],
-                reuse=reuse.reused(index), keep=reuse.kept(index, inputs), shard=shard,
-            )  # fmt: skip
+        if self._graphs is None:
+            contexts = self._contexts(window, shard)
+            velocities = [
+                model(
+                    inputs, time, context, self._rope[frames],
+                    reuse=reuse.reused(index), keep=reuse.kept(index, inputs), shard=shard,
+                )
+                for index, context in enumerate(contexts)
+            ]  # fmt: skip
+        else:
+            velocities = self._replayed(self._graphs, window, reuse, inputs, time)
+        for index in range(len(self._passes)):
             reuse.report(index, inputs, time)
-            velocities.append(velocity[:, :, 1:] if self._slot is not None else velocity)
+        if self._slot is not None:
+            velocities = [velocity[:, :, 1:] for velocity in velocities]
         return self._of_all_passes(velocities, latents)
+
+    def _replayed(
+        self, graphs: StepGraphs, window: Window, reuse: BlockReuse, inputs: Tensor, time: Tensor
+    ) -> list[Tensor]:
+        """Velocities of all passes, from a recording of such a step."""
+        model, count = self._transformer, len(self._passes)
+        if reuse.kind == "skip":
+            residuals = [reuse.reused(index) for index in range(count)]
+            fresh = (inputs, time, *(one for one in residuals if one is not None))
+            return list(graphs.run("skip", _Skip(model), fresh))
+        if window not in self._held:
+            rope = self._rope[inputs.shape[2]]
+            self._held[window] = Held((tuple(self._contexts(window, None)), rope))
+        step = _Compute(model, keeps=reuse.kind == "compute, keep")
+        results = graphs.run(reuse.kind, step, (inputs, time), self._held[window])
+        for index, residual in enumerate(results[count:]):
+            reuse.store(index, residual)
+        return list(results[:count])
+
+    def _time(self, timestep: float) -> Tensor:
+        """The timestep (1,), float64, on the device."""
+        if timestep not in self._times:
+            time = torch.tensor([timestep], dtype=torch.float64)
+            self._times[timestep] = time.to(self._transformer.device)
+        return self._times[timestep]
 
     def _of_all_passes(self, velocities: list[Tensor], latents: Tensor) -> Tensor:
         """Velocities (P, C, len, h, w) from those of this rank's passes."""
@@ -194,6 +238,9 @@ class WindowPredictor:
         frames = torch.cat([noised, latents], dim=1)
         return torch.cat([frames, self._slot.channels[:, : frames.shape[1]]])
 
+    def _contexts(self, window: Window, shard: SequenceShard | None) -> list[ContextCache]:
+        return [self._context(window, one, shard) for one in self._passes]
+
     def _context(
         self, window: Window, guidance_pass: GuidancePass, shard: SequenceShard | None
     ) -> ContextCache:
@@ -216,3 +263,37 @@ class WindowPredictor:
             return self._slot.tokens[self._group.windows.index(window)]
         assert self._slot.silent_tokens is not None
         return self._slot.silent_tokens
+
+
+@dataclass(frozen=True)
+class _Compute:
+    """A step that runs the blocks: all velocities, and with ``keeps`` what the blocks added."""
+
+    model: SkyReelsTransformer
+    keeps: bool
+
+    def __call__(
+        self, fresh: Tensors, held: tuple[tuple[ContextCache, ...], tuple[Tensor, Tensor]]
+    ) -> Tensors:
+        (inputs, time), (contexts, rope), model = fresh, held, self.model
+        velocities, residuals = [], []
+        for context in contexts:
+            residual = None
+            if self.keeps:
+                shape = (1, model.num_tokens(*inputs.shape[2:]), model.config.dim)
+                residual = torch.empty(shape, dtype=model.dtype, device=inputs.device)
+                residuals.append(residual)
+            velocities.append(model(inputs, time, context, rope, keep=residual))
+        return (*velocities, *residuals)
+
+
+@dataclass(frozen=True)
+class _Skip:
+    """A step that adds what the blocks added before, one residual a pass."""
+
+    model: SkyReelsTransformer
+
+    def __call__(self, fresh: Tensors, held: tuple[()]) -> Tensors:  # noqa: ARG002 - nothing held
+        inputs, time, *residuals = fresh
+        nothing = ContextCache(())
+        return tuple(self.model(inputs, time, nothing, reuse=residual) for residual in residuals)

@@ -19,9 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from skyreels_rt.config import TinyVAEConfig
+from skyreels_rt.models.tiled_encoder import NearPart, run_in_tiles
 from skyreels_rt.models.vae import CacheShape, StepCaches, TorchVAE
 from skyreels_rt.models.vae_blocks import split_time
 from skyreels_rt.models.vae_pieces import DecoderPiece, run_pieces
+from skyreels_rt.models.video_conv import Doubling, subpixel_conv
 
 HALVES_TIME = (False, True, True)
 """Whether each of the three spatial halvings, from the pixel side, also halves time."""
@@ -60,6 +62,23 @@ class FrameConv(nn.Conv2d):
         return _unfold(super().forward(_fold(input)), input.shape[0])
 
 
+class DoublingFrameConv(FrameConv, Doubling):
+    """Doubling of each side by repetition, then a 3 x 3 :class:`FrameConv`.
+
+    Parameters
+    ----------
+    in_channels, out_channels : int
+        Widths.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name for it
+        """Double and convolve ``input``, shape (B, C, F, H, W)."""
+        if self.takes_subpixel(input, self.weight):
+            return subpixel_conv(input, self.weight, self.bias)
+        large = F.interpolate(_fold(input), scale_factor=2.0, mode="nearest")
+        return super().forward(_unfold(large, input.shape[0]))
+
+
 class MemoryBlock(nn.Module):
     """Residual block that sees each frame together with the one before.
 
@@ -76,7 +95,8 @@ class MemoryBlock(nn.Module):
 
     def forward(self, x: Tensor, caches: StepCaches) -> Tensor:
         """Activations of ``x``, both (B, C, F, H, W)."""
-        active = F.silu(x)
+        room = caches.room(x, 1)
+        active = F.silu(x) if room is None else torch.ops.aten.silu.out(x, out=room)
         # Before the first frame stands itself: a still picture has the same latents throughout.
         before = caches.prepend(active, 1, repeat_first=True)[:, :, :-1]
         y = self.conv1(torch.cat([active, before], dim=1))
@@ -149,21 +169,21 @@ class Decoder(nn.Module):
             # Time grows before space: a quarter of the work.
             grow = FrameConv(in_dim, in_dim * 2, kernel_size=1) if doubles else nn.Identity()
             self.grows.append(grow)
-            self.ups.append(FrameConv(in_dim, out_dim))
-        self.scales = (2, 2, 1 if config.patch_size == 2 else 2)
+            # With folded pixels the last way up keeps the size: unfolding will double it.
+            stays = config.patch_size == 2 and len(self.ups) == 2
+            self.ups.append((FrameConv if stays else DoublingFrameConv)(in_dim, out_dim))
         self.conv_out = FrameConv(dims[-1], 3 * config.patch_size**2)
 
     def pieces(self) -> list[DecoderPiece]:
         """Blocks and the ways up between levels; frames (B, 3, 4, H, W) come out of the last."""
         pieces = [DecoderPiece(lambda x, _, __: self.conv_in(x), 0, (self.conv_in,), 1)]
         frames, places = 1, 1
-        stages = zip(self.levels, self.grows, self.ups, self.scales, strict=True)
-        for level, grow, up, scale in stages:
+        for level, grow, up in zip(self.levels, self.grows, self.ups, strict=True):
             for block in cast(nn.ModuleList, level):
                 pieces.append(_block_piece(cast(MemoryBlock, block), frames * places))
             frames *= 2 if isinstance(grow, FrameConv) else 1
-            places *= scale**2
-            pieces.append(_way_up(grow, cast(FrameConv, up), scale, frames * places))
+            places *= 4 if isinstance(up, DoublingFrameConv) else 1
+            pieces.append(_way_up(grow, cast(FrameConv, up), frames * places))
         return [*pieces, DecoderPiece(self._to_pixels, 0, (self.conv_out,), frames * places)]
 
     def _to_pixels(self, x: Tensor, latents: Tensor, caches: StepCaches) -> Tensor:  # noqa: ARG002
@@ -209,8 +229,25 @@ class TinyVAE(TorchVAE):
         if caches.is_first:
             frames = frames.expand(-1, -1, self.temporal_stride, -1, -1)
             frames = frames.contiguous(memory_format=torch.channels_last_3d)
+        tile = self._tile_for(frames)
+        if tile is not None:
+            return run_in_tiles(self.near_encoder(), frames, caches, tile)
         latents: Tensor = self.encoder(frames, caches)
         return latents
+
+    def near_encoder(self) -> NearPart:
+        """The encoder, none of whose parts looks far."""
+        scales = (2, 4, 8)
+        folded = self.config.patch_size == 2
+        reach = 2 if folded else 1  # first convolution
+        cache_strides: list[int] = []
+        for scale, depth in zip(scales, self.config.num_blocks, strict=True):
+            # The way down looks one cell of the level before; each block two of its own.
+            before = 2 if folded and scale == 2 else scale // 2
+            reach += before + 2 * scale * depth
+            cache_strides += [scale] * depth
+        reach += scales[-1]  # last convolution
+        return NearPart(self.encoder, scales[-1], reach, tuple(cache_strides))
 
     def decoder_pieces(self) -> tuple[DecoderPiece, ...]:
         """Parts of the decoder that may run on different ranks."""
@@ -230,16 +267,13 @@ def _block_piece(block: MemoryBlock, places: int) -> DecoderPiece:
     return DecoderPiece(lambda x, _, caches: block(x, caches), 1, (block,), places)
 
 
-def _way_up(grow: nn.Module, up: FrameConv, scale: int, places: int) -> DecoderPiece:
+def _way_up(grow: nn.Module, up: FrameConv, places: int) -> DecoderPiece:
     """From one level of the decoder to the next."""
 
     def run(x: Tensor, latents: Tensor, caches: StepCaches) -> Tensor:  # noqa: ARG001
         x = F.silu(x)
         if isinstance(grow, FrameConv):
             x = split_time(grow(x))
-        if scale > 1:
-            large = F.interpolate(_fold(x), scale_factor=float(scale), mode="nearest")
-            x = _unfold(large, x.shape[0])
         return cast(Tensor, up(x))
 
     return DecoderPiece(run, 0, (up,), places)

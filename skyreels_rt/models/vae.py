@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from skyreels_rt.errors import InvalidArgument
+from skyreels_rt.models.vae_options import VAEOptions
+from skyreels_rt.models.video_conv import Doubling
 from skyreels_rt.types import Timeline
 
 if TYPE_CHECKING:
@@ -45,10 +47,13 @@ class StepCaches:
     previous : list of Tensor or None
         What :meth:`finish` returned at the step before, taken apart while it is read: a cache that
         nobody else holds is freed when it was used. None on the first step.
+    keep : bool
+        Whether a step follows; without, nothing is remembered.
     """
 
-    def __init__(self, previous: list[Tensor] | None) -> None:
+    def __init__(self, previous: list[Tensor] | None, *, keep: bool = True) -> None:
         self.is_first = previous is None
+        self.keep = keep
         self._unread = previous or []
         self._unread.reverse()
         self._written: list[Tensor] = []
@@ -59,7 +64,12 @@ class StepCaches:
 
     def write(self, cache: Tensor) -> None:
         """Store ``cache``, shape (B, C, frames, H, W), for the next step."""
-        self._written.append(cache)
+        if self.keep:
+            self._written.append(cache)
+
+    def room(self, x: Tensor, num_frames: int) -> Tensor | None:  # noqa: ARG002 - buffers need them
+        """Where to write new frames of the shape of ``x``; None: anywhere."""
+        return None
 
     def exchange(self, x: Tensor, num_frames: int, *, repeat_first: bool = False) -> Tensor | None:
         """The last ``num_frames`` frames of the step before; those of ``x`` take their place.
@@ -80,6 +90,8 @@ class StepCaches:
         """
         past = None if self.is_first else self.read()
         count = x.shape[2]
+        if not self.keep:
+            return past
         if count < num_frames:
             before = frames_before(x, num_frames, repeat_first) if past is None else past
             self.write(torch.cat([before[:, :, count:], x], dim=2))
@@ -191,6 +203,10 @@ class VideoVAE(nn.Module, ABC):
     ) -> tuple[Tensor, VAECache]:
         """Compute :meth:`decode_step`, its arguments checked; ``cache`` may be emptied."""
 
+    def _encode_alone(self, frames: Tensor) -> Tensor:
+        """Compute :meth:`encode_picture`, its argument checked."""
+        return self._encode(frames, None)[0]
+
     def decoder_pieces(self) -> tuple[DecoderPiece, ...]:
         """Parts of the decoder that may run on different ranks; none if it cannot be cut."""
         return ()
@@ -279,6 +295,27 @@ class VideoVAE(nn.Module, ABC):
         height, width = (self.spatial_stride * size for size in latents.shape[-2:])
         _check_cache(cache, self.decoder_cache_shapes(height, width), latents.shape[0])
         return self._decode(latents, _handed_over(cache), clamp)
+
+    def encode_picture(self, frames: Tensor) -> Tensor:
+        """Encode a lone picture: the latents of :meth:`encode_step`, without memory for a next one.
+
+        Parameters
+        ----------
+        frames : Tensor, shape (B, 3, 1, H, W), float in [-1, 1]
+            H and W are multiples of 8.
+
+        Returns
+        -------
+        Tensor, shape (B, C, 1, h, w)
+            Normalised latents.
+
+        Raises
+        ------
+        InvalidArgument
+            The shape does not fit.
+        """
+        self._check_frames(frames, "1", frames.shape[2:3] == (1,))
+        return self._encode_alone(frames)
 
     def encode(self, frames: Tensor) -> Tensor:
         """Encode a clip: :meth:`encode_step` over its frames.
@@ -394,7 +431,41 @@ class TorchVAE(VideoVAE):
     """A video VAE computed by torch modules.
 
     Takes the arguments of :class:`VideoVAE`.
+
+    Attributes
+    ----------
+    options : VAEOptions
+        How it computes; see :meth:`configure`.
     """
+
+    options = VAEOptions()
+
+    def configure(self, options: VAEOptions) -> Self:
+        """Compute as ``options`` say from now on; done before the model is shared."""
+        self.options = options
+        for module in self.modules():
+            if isinstance(module, Doubling):
+                module.upsampling = options.upsampling
+        return self
+
+    @property
+    def runner(self) -> str:
+        """Who computes, with those options that may round otherwise."""
+        return f"torch {self.options.upsampling} {self.options.encode_tile}"
+
+    def cache_bytes(self, height: int, width: int, dtype: torch.dtype) -> int:
+        """Bytes of one video's caches, with the buffers' room for new frames at its most."""
+        found = super().cache_bytes(height, width, dtype)
+        if self.options.buffers:
+            shapes = self.decoder_cache_shapes(height, width)
+            room = sum(c * self.temporal_stride * h * w for c, _, h, w in shapes)
+            found += room * dtype.itemsize
+        return found
+
+    def _tile_for(self, frames: Tensor) -> int | None:
+        """Side of the tiles that ``frames`` are encoded in; None: whole."""
+        large = not torch.compiler.is_compiling() and self.options.takes_tiles(*frames.shape[-2:])
+        return self.options.encode_tile if large else None
 
     @abstractmethod
     def _encode_raw(self, frames: Tensor, caches: StepCaches) -> Tensor:
@@ -417,9 +488,21 @@ class TorchVAE(VideoVAE):
 
     def _encode(self, frames: Tensor, cache: list[Tensor] | None) -> tuple[Tensor, VAECache]:
         caches = StepCaches(cache)
+        return self._normalised(frames, caches), caches.finish()
+
+    def _encode_alone(self, frames: Tensor) -> Tensor:
+        return self._normalised(frames, StepCaches(None, keep=False))
+
+    def _normalised(self, frames: Tensor, caches: StepCaches) -> Tensor:
+        """Latents of the frames of one step."""
         raw = self._encode_raw(_channels_last(frames, self.dtype), caches)
         latents = (raw.float() - self.latents_mean) / self.latents_std
-        return latents.to(self.dtype), caches.finish()
+        return latents.to(self.dtype)
+
+    def decode_in_place(self, latents: Tensor, caches: StepCaches) -> Tensor:
+        """:meth:`decode_step` on caches of the caller's, which it changes."""
+        self._check_latents(latents, "1", latents.shape[2:3] == (1,))
+        return self._decode_raw(self.raw_latents(latents), caches).clamp(-1.0, 1.0)
 
     def _decode(
         self, latents: Tensor, cache: list[Tensor] | None, clamp: bool

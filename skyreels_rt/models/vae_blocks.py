@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from skyreels_rt.kernels import Impl, KernelPlan, causal_conv3d, rms_norm_silu
 from skyreels_rt.models.vae import CacheShape, StepCaches, last_frames
+from skyreels_rt.models.video_conv import Doubling, conv3d, subpixel_conv
 
 TIME_CONTEXT = 2
 """Frames that a time kernel of 3 looks back."""
@@ -26,41 +27,6 @@ MIN_OPERATOR_AREA = 32 * 32
 
 Below, there are too few tiles for the larger weight that it makes and reads.
 """
-
-
-def conv3d(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    *,
-    stride: tuple[int, int, int] = (1, 1, 1),
-    padding: tuple[int, int, int] = (0, 0, 0),
-) -> Tensor:
-    """``F.conv3d``, without torch's detour for fp32 on the CPU.
-
-    There ``F.conv3d`` unfolds the input (27 copies of it for a 3 x 3 x 3 kernel: 16 GB for the
-    last level at 480p) and returns another memory order. oneDNN's own convolution does neither.
-    Compiled and exported graphs keep the plain operator.
-
-    Parameters
-    ----------
-    x : Tensor, shape (B, C, F, H, W)
-        Input in channels-last order.
-    weight : Tensor, shape (D, C, kernel frames, kernel rows, kernel columns)
-        Kernel.
-    bias : Tensor, shape (D,), or None
-        Bias.
-    stride, padding : tuple of int
-        Along frames, rows and columns.
-
-    Returns
-    -------
-    Tensor, shape (B, D, F', H', W')
-    """
-    direct = x.is_cpu and x.dtype is torch.float32 and torch.backends.mkldnn.is_available()
-    if direct and not torch.compiler.is_compiling():
-        return torch.mkldnn_convolution(x, weight, bias, padding, stride, (1, 1, 1), 1)
-    return F.conv3d(x, weight, bias, stride=stride, padding=padding)
 
 
 class Conv3d(nn.Conv3d):
@@ -95,9 +61,14 @@ class RMSNorm(nn.Module):
         self.plan = plan
         self.silu = silu
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise ``x``, shape (B, C, F, H, W), over its channels."""
-        return rms_norm_silu(x, self.gamma, silu=self.silu, impl=self.plan.rms_norm_silu)
+    def forward(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """Normalise ``x``, shape (B, C, F, H, W), over its channels, into ``out`` if given."""
+        impl = self.plan.rms_norm_silu
+        return rms_norm_silu(x, self.gamma, silu=self.silu, out=out, impl=impl)
+
+    def before(self, conv: CausalConv3d, x: Tensor, caches: StepCaches) -> Tensor:
+        """Normalise ``x`` into the place where ``conv``, which is next, remembers it."""
+        return self(x, caches.room(x, conv.kernel_size[0] - 1))
 
 
 def through_operator(x: Tensor, weight: Tensor, impl: Impl, area: int) -> bool:
@@ -188,8 +159,9 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor, caches: StepCaches) -> Tensor:
         """Activations (B, out_dim, F, H, W) of ``x``, shape (B, in_dim, F, H, W)."""
-        y = self.conv1.step(self.norm1(x), caches)
-        return self.conv2.step(self.norm2(y), caches, residual=self.conv_shortcut(x))
+        y = self.conv1.step(self.norm1.before(self.conv1, x, caches), caches)
+        y = self.norm2.before(self.conv2, y, caches)
+        return self.conv2.step(y, caches, residual=self.conv_shortcut(x))
 
     def cache_shapes(self, height: int, width: int) -> list[CacheShape]:
         """Shapes of the two caches at ``height`` x ``width`` activations."""
@@ -255,7 +227,7 @@ class HalvingConv2d(nn.Conv2d):
         return y[..., 1:, 1:]
 
 
-class DoublingConv2d(nn.Conv2d):
+class DoublingConv2d(nn.Conv2d, Doubling):
     """Doubling of each side by repetition, then a 3 x 3 convolution of every frame by itself.
 
     Parameters
@@ -273,8 +245,11 @@ class DoublingConv2d(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name for it
         """Double and convolve ``input``, shape (B, C, F, H, W)."""
         weight = self.weight.unsqueeze(2)
-        if through_operator(input, self.weight, self.impl, 4 * input.shape[3] * input.shape[4]):
+        area = 4 * input.shape[3] * input.shape[4]
+        if self.upsampling == "auto" and through_operator(input, self.weight, self.impl, area):
             return causal_conv3d(input, weight, self.bias, doubled=True, impl=self.impl)
+        if self.takes_subpixel(input, self.weight):
+            return subpixel_conv(input, self.weight, self.bias)
         large = F.interpolate(input, scale_factor=(1.0, 2.0, 2.0), mode="nearest")
         return conv3d(large, weight, self.bias, padding=(0, 1, 1))
 

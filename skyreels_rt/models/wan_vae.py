@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from skyreels_rt.config import WanVAEConfig
 from skyreels_rt.errors import InvalidArgument
 from skyreels_rt.kernels import KernelPlan
+from skyreels_rt.models.tiled_encoder import NearPart, run_in_tiles
 from skyreels_rt.models.vae import CacheShape, StepCaches, TorchVAE
 from skyreels_rt.models.vae_blocks import (
     TIME_CONTEXT,
@@ -26,9 +27,9 @@ from skyreels_rt.models.vae_blocks import (
     ResidualBlock,
     RMSNorm,
     Upsample,
-    conv3d,
 )
 from skyreels_rt.models.vae_pieces import DecoderPiece, run_pieces
+from skyreels_rt.models.video_conv import conv3d
 
 Block = ResidualBlock | AttentionBlock | Downsample | Upsample
 
@@ -124,12 +125,36 @@ class Encoder(nn.Module):
         self.norm_out = RMSNorm(widths[-1], plan)
         self.conv_out = CausalConv3d(widths[-1], config.z_dim * 2, plan)
 
-    def forward(self, frames: Tensor, caches: StepCaches) -> Tensor:
-        """Moments (B, 2 C, 1, h, w) of ``frames``, shape (B, 3, 1 or 4, H, W)."""
-        x = self.conv_in.step(frames, caches)
-        for block in self.blocks():
+    def forward(self, frames: Tensor, caches: StepCaches, tile: int | None = None) -> Tensor:
+        """Moments (B, 2 C, 1, h, w) of ``frames``, shape (B, 3, 1 or 4, H, W).
+
+        With ``tile``, what comes before the attention runs in tiles of at most that many pixels.
+        """
+        near, rest = self.near_and_rest()
+        x = near.run(frames, caches) if tile is None else run_in_tiles(near, frames, caches, tile)
+        for block in rest:
             x = block(x, caches)
-        return self.conv_out.step(self.norm_out(x), caches)
+        return self.conv_out.step(self.norm_out.before(self.conv_out, x, caches), caches)
+
+    def near_and_rest(self) -> tuple[NearPart, list[Block]]:
+        """Blocks up to the last halving before any attention, and those behind it."""
+        blocks = self.blocks()
+        attends = next(i for i, block in enumerate(blocks) if isinstance(block, AttentionBlock))
+        halves = [i for i, block in enumerate(blocks[:attends]) if isinstance(block, Downsample)]
+        count = halves[-1] + 1 if halves else 0
+        stride, reach, cache_strides = 1, 1, [1]
+        for block in blocks[:count]:
+            reach += stride * (1 if isinstance(block, Downsample) else 2)  # rows its kernels look
+            stride *= 2 if isinstance(block, Downsample) else 1
+            cache_strides += [stride] * len(block.cache_shapes(2, 2))
+
+        def run(frames: Tensor, caches: StepCaches) -> Tensor:
+            x = self.conv_in.step(frames, caches)
+            for block in blocks[:count]:
+                x = block(x, caches)
+            return x
+
+        return NearPart(run, stride, reach, tuple(cache_strides)), blocks[count:]
 
     def blocks(self) -> list[Block]:
         """Every block between the first and the last convolution, in order."""
@@ -182,7 +207,7 @@ class Decoder(nn.Module):
         return [*pieces, _piece(self._to_pixels, 1, self.conv_out, places)]
 
     def _to_pixels(self, x: Tensor, caches: StepCaches) -> Tensor:
-        return self.conv_out.step(self.norm_out(x), caches)
+        return self.conv_out.step(self.norm_out.before(self.conv_out, x, caches), caches)
 
     def blocks(self) -> list[Block]:
         """Every block between the first and the last convolution, in order."""
@@ -232,7 +257,7 @@ class WanVAE(TorchVAE):
         return _cache_shapes(self.decoder, height // stride, width // stride)
 
     def _encode_raw(self, frames: Tensor, caches: StepCaches) -> Tensor:
-        moments = self.encoder(frames, caches)
+        moments = self.encoder(frames, caches, self._tile_for(frames))
         # The mode is the mean, the first half of the moments: the log-variances are not computed.
         weight, bias = self.quant_conv.weight, cast(Tensor, self.quant_conv.bias)
         return conv3d(moments, weight[: self.latent_channels], bias[: self.latent_channels])

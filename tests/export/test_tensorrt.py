@@ -48,6 +48,7 @@ def test_tensorrt_rtx_builds_all_four_graphs(dtype, exported, rtx, tmp_path):
     [
         ("wan", torch.bfloat16),
         pytest.param("tiny", torch.float32, marks=pytest.mark.slow),
+        pytest.param("tiny", torch.float16, marks=pytest.mark.slow),
         pytest.param("tiny", torch.bfloat16, marks=pytest.mark.slow),
     ],
 )

@@ -197,6 +197,31 @@ def test_faults_are_rejected(fault: str) -> None:
 
 
 @needs_cpp
+@pytest.mark.parametrize("impl", [Impl.CPP, Impl.REFERENCE])
+def test_the_result_can_be_written_into_part_of_a_buffer(impl: Impl) -> None:
+    for batch in (1, 2):  # of one video the part is dense, of two it is not
+        x, gamma = make_inputs((batch, 24, 3, 9, 8), torch.float32, torch.channels_last_3d)
+        buffer = torch.full((batch, 24, 5, 9, 8), 7.0).contiguous(memory_format=ORDERS[1])
+        out = rms_norm_silu(x, gamma, out=buffer[:, :, 2:], impl=impl)
+        assert out.data_ptr() == buffer[:, :, 2:].data_ptr()
+        assert_bitwise_equal(buffer[:, :, 2:], rms_norm_silu(x, gamma, impl=impl))
+        assert bool((buffer[:, :, :2] == 7).all())
+    with pytest.raises(InvalidArgument, match="out"):
+        rms_norm_silu(x, gamma, out=buffer, impl=impl)
+    with pytest.raises(InvalidArgument, match="out"):
+        rms_norm_silu(x, gamma, out=torch.empty_like(x, dtype=torch.float64), impl=impl)
+
+
+@interpreted
+def test_triton_writes_into_part_of_a_buffer() -> None:
+    x, gamma = make_inputs((1, 7, 2, 5, 3), torch.float32, torch.channels_last_3d)
+    buffer = torch.full((1, 7, 4, 5, 3), 7.0).contiguous(memory_format=ORDERS[1])
+    rms_norm_silu(x, gamma, out=buffer[:, :, 2:], impl=Impl.TRITON)
+    assert_good(buffer[:, :, 2:], x, gamma)
+    assert bool((buffer[:, :, :2] == 7).all())
+
+
+@needs_cpp
 def test_registration() -> None:
     op = torch.ops.skyreels_rt.rms_norm_silu.default
     for dtype in (torch.float32, torch.bfloat16):
@@ -205,6 +230,9 @@ def test_registration() -> None:
                 torch.library.opcheck(
                     op, (*make_inputs((2, 5, 2, 3, 4), dtype, order), silu, "cpp")
                 )
+    x, gamma = make_inputs((2, 5, 2, 3, 4), torch.float32)
+    into = torch.ops.skyreels_rt.rms_norm_silu_into.default
+    torch.library.opcheck(into, (x, gamma, torch.empty_like(x), True, "cpp"))
 
 
 @pytest.mark.parametrize("order", ORDERS)

@@ -53,6 +53,18 @@ def test_steps_and_whole_clip_are_the_same_bytes(size, dtype, config):
     assert torch.equal(torch.cat(decoded, dim=2), vae.decode(whole))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@torch.inference_mode()
+def test_zero_latents_on_zero_caches_stay_finite(dtype):
+    vae = seeded().to(dtype)
+    cache = tuple(torch.zeros(1, *s, dtype=dtype) for s in vae.decoder_cache_shapes(16, 24))
+    frames, following = vae.decode_step(torch.zeros(1, 8, 1, 2, 3, dtype=dtype), cache)
+    assert all(torch.isfinite(one).all() for one in (frames, *following))
+    cache = tuple(torch.zeros(1, *s, dtype=dtype) for s in vae.encoder_cache_shapes(16, 24))
+    latents, following = vae.encode_step(torch.zeros(1, 3, 4, 16, 24, dtype=dtype), cache)
+    assert all(torch.isfinite(one).all() for one in (latents, *following))
+
+
 @torch.inference_mode()
 def test_later_input_never_changes_earlier_output():
     vae = seeded()

@@ -225,7 +225,7 @@ def test_zeros_stay_finite(dtype):
         assert torch.isfinite(output).all()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("size", [(16, 16), (32, 40)])
 def test_zero_latents_on_zero_caches_stay_finite(dtype, size):
     vae = seeded(SMALL, KernelPlan.choose("cpu", dtype)).to(dtype)

@@ -14,7 +14,7 @@ NAMES = [
     "Interruption",
     "LiveOptions", "LiveSession", "LoadProgress", "Lora", "MagCache",
     "MemoryEstimate", "Parallel", "Progress", "QuantPolicy", "SkyReelsError", "StepMask",
-    "TeaCache", "Timeouts", "Video", "WorkerEngine", "__version__",
+    "TeaCache", "Timeouts", "VAEOptions", "Video", "WorkerEngine", "__version__",
 ]  # fmt: skip
 
 AUDIO = "(self, audio: 'str | Path | NDArray[Any]', **options: 'Unpack[GenerateOptions]')"
@@ -78,6 +78,7 @@ ERRORS = {
     "AdmissionRefused": "admission_refused", "QueueFull": "queue_full",
     "SessionStateError": "session_state",
     "Cancelled": "cancelled", "FaceNotFound": "face_not_found",
+    "GraphCaptureFailed": "graph_capture",
     "InvalidArgument": "invalid_argument", "MediaError": "media",
     "InvalidMesh": "invalid_mesh", "PeerFailed": "peer_failed",
     "MissingDependency": "missing_dependency", "ModelError": "model",
