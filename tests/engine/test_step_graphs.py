@@ -191,8 +191,9 @@ def loop_on(device, model, plan=None, solver="euler", *, graphs=None, parts=None
     width = (adapter.num_tokens, adapter.token_dim)
     slot = None
     if model == "leading_slot":
-        slot = LeadingSlot(draw(16, 1, 4, 4), draw(16, 1, 4, 4), draw(20, 6, 4, 4),
-                           tuple(draw(1, *width) for _ in group.windows), draw(1, *width))  # fmt: skip
+        heard = tuple(draw(1, *width) for _ in group.windows)
+        latents, noise, channels = draw(16, 1, 4, 4), draw(16, 1, 4, 4), draw(20, 6, 4, 4)
+        slot = LeadingSlot(latents, noise, channels, heard, draw(1, *width))
     tokens = draw(8, *width)
     inputs = {"channels": draw(20, 8, 4, 4), "tokens": tokens, "silent_tokens": tokens * 0}
     with torch.inference_mode():
