@@ -66,6 +66,7 @@ app.add_typer(cli_vae.export_app, name="export")
 bench_app.command("vae")(cli_vae.bench_vae)
 app.command("estimate")(cli_weights.estimate)
 bench_app.command("quantization")(cli_weights.bench_quantization)
+bench_app.command("graphs")(cli_weights.bench_graphs)
 bench_app.command("parallel")(cli_parallel.bench_parallel)
 bench_app.command("scaling")(cli_parallel.bench_scaling)
 
