@@ -74,7 +74,7 @@ row "device" "$device"
 status=0
 tests=(tests/kernels)
 if "$python" -c 'import av, soxr' 2>/dev/null; then
-  tests+=(tests/models tests/runtime tests/bench/test_vae.py)
+  tests+=(tests/models tests/runtime tests/bench/test_vae.py tests/engine/test_step_graphs.py tests/bench/test_graphs.py)
 else
   row "GPU tests of models" "not run: no av or soxr"
 fi

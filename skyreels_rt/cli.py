@@ -66,6 +66,7 @@ app.add_typer(cli_vae.export_app, name="export")
 bench_app.command("vae")(cli_vae.bench_vae)
 app.command("estimate")(cli_weights.estimate)
 bench_app.command("quantization")(cli_weights.bench_quantization)
+bench_app.command("graphs")(cli_weights.bench_graphs)
 bench_app.command("parallel")(cli_parallel.bench_parallel)
 bench_app.command("scaling")(cli_parallel.bench_scaling)
 
@@ -413,7 +414,12 @@ def bench_kernels(
 def bench_teacache(
     *,
     model: Model = "demo",
-    full: Annotated[bool, typer.Option("--full", help="8 clips, more thresholds.")] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="8 clips at all thresholds; about half an hour.")
+    ] = False,
+    num_steps: Annotated[
+        list[int] | None, typer.Option("--steps", help="Steps of a run (20, 40); repeatable.")
+    ] = None,
     html_file: Annotated[
         Path | None, typer.Option("--html", help="Write a page with curves and strips here.")
     ] = None,
@@ -432,13 +438,14 @@ def bench_teacache(
                 require_writable(path)
         engine = Engine.from_pretrained(model)
         generation = engine.components.generation
+        steps = tuple(num_steps or (20, 40))
         with console.status("measuring ...") as status:
             report, sections = measure_step_caches(
                 engine,
                 HeldOutClips.listed(min(generation.height, generation.width)),
                 lambda num_frames: window_frames(engine, num_frames, {}),
                 command=command_line(),
-                size=CurveSize.full() if full else CurveSize(),
+                size=CurveSize.full(steps) if full else CurveSize(steps),
                 on_run=status.update,
             )
         Console().print(report_table(report))

@@ -1,4 +1,4 @@
-"""Commands about weights: what a model needs in memory, and what 8-bit layers cost."""
+"""Commands about weights and steps: memory, what 8-bit layers cost, what step graphs save."""
 
 from __future__ import annotations
 
@@ -81,6 +81,33 @@ def bench_quantization(
                 latents=latents,
                 device=device,
                 on_run=status.update,
+            )
+        Console().print(report_table(report))
+        if json_file is not None:
+            report.write(json_file)
+
+
+def bench_graphs(
+    *,
+    device: Device = "auto",
+    repeats: Annotated[int, typer.Option(help="Timed steps of each kind and side.", min=5)] = 10,
+    json_file: JsonFile = None,
+) -> None:
+    """Time denoising steps on a GPU, eager and as CUDA graphs, computed and skipped."""
+    with errors_as_exit_codes():
+        from skyreels_rt.bench.graphs import measure_graphs
+        from skyreels_rt.report import require_writable
+        from skyreels_rt.runtime.device import resolve_device
+
+        if json_file is not None:
+            require_writable(json_file)
+        where = resolve_device(device)
+        with console.status("measuring ...") as status:
+            report = measure_graphs(
+                command=command_line(),
+                device=where,
+                repeats=repeats,
+                on_row=lambda row: status.update(row.name),
             )
         Console().print(report_table(report))
         if json_file is not None:

@@ -1,9 +1,10 @@
 """What step caches save and what they cost: speed-up against lip sync, PSNR, SSIM and seams.
 
-Every clip is made without a cache and with each point of the curve; the points at the model's
-default threshold take turns with the uncached run until there are enough pairs for a median. Other
-points are timed once per clip: their speed-up is that of the least times. Processor seconds, which
-other programs disturb less, are compared beside.
+Every clip is made without a cache and with the model's default threshold, one right after the
+other: a pair. Its speed-up is the median of the pairs, its loss of sync a mean over clips with an
+interval. The other points of the curve are made of the first clips alone, once each, and set
+against the uncached run of the same clip. Processor seconds, which other programs disturb less, are
+compared beside.
 """
 
 from __future__ import annotations
@@ -44,6 +45,9 @@ MIN_PAIRS = 5
 Better = Literal["lower", "higher"]
 
 _SSIM_STEP = 4  # every so many frames: SSIM takes longest
+_STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+"""Student's two-sided 95 % quantiles for 1, 2, ... degrees of freedom."""
+_IN_PAIRS = ("off", "teacache.default")
 _LABELS = {0.5: "half", 1.0: "default", 2.0: "double", 4.0: "fourfold"}
 
 
@@ -56,49 +60,66 @@ class CurveSize:
     num_steps : tuple of int
         Denoising steps of the runs.
     clips : int
-        Clips, of the given ones.
-    latents : int
-        Length of each in latent frames; more than a window, to have a border.
+        Clips, of the given ones, that are made without a cache and with TeaCache's default.
+    curve_clips : int
+        Of them, from the first on, those made at every other point too.
+    latents, border_latents : int
+        Length of the clips in latent frames, and of those at every point: more than a window, to
+        have a border.
     factors : tuple of float
         Thresholds as multiples of the model's default: of 0.5, 1, 2 and 4, with 1.
     pairs : int
-        Timed pairs at the default threshold, at least 5.
+        Timed pairs at the default threshold, at least 5; the clips repeat until there are enough.
     """
 
     num_steps: tuple[int, ...] = (20, 40)
-    clips: int = 1
-    latents: int = 15
-    factors: tuple[float, ...] = (0.5, 1.0, 2.0)
+    clips: int = 5
+    curve_clips: int = 1
+    latents: int = 9
+    border_latents: int = 15
+    factors: tuple[float, ...] = (1.0, 2.0)
     pairs: int = 5
 
     def __post_init__(self) -> None:
         if self.pairs < MIN_PAIRS:
             raise InvalidArgument("pairs", expected=f"at least {MIN_PAIRS}", got=self.pairs)
+        if not 1 <= self.curve_clips <= self.clips:
+            raise InvalidArgument(
+                "curve_clips", expected=f"1 to clips={self.clips}", got=self.curve_clips
+            )
         if 1.0 not in self.factors or not set(self.factors) <= set(_LABELS):
             raise InvalidArgument(
                 "factors", expected=f"some of {tuple(_LABELS)}, with 1", got=self.factors
             )
 
     @classmethod
-    def full(cls) -> CurveSize:
-        """All thresholds, more clips."""
-        return cls(clips=8, factors=(0.5, 1.0, 2.0, 4.0))
+    def full(cls, num_steps: tuple[int, ...] = (20, 40)) -> CurveSize:
+        """All thresholds, on eight clips with a border."""
+        return cls(
+            num_steps, clips=8, curve_clips=8, latents=15, factors=(0.5, 1.0, 2.0, 4.0), pairs=8
+        )
 
 
 @dataclass
 class _Point:
-    """One rule at one threshold, and what its runs gave."""
+    """One rule at one threshold, and what its runs gave, by clip."""
 
     name: str
     cache: TeaCache | MagCache | None
     speedups: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     cpu_seconds: list[float] = field(default_factory=list)
+    cpu_speedups: list[float] = field(default_factory=list)
     sync: list[float] = field(default_factory=list)
     seam: list[float] = field(default_factory=list)
     psnr: list[float] = field(default_factory=list)
     ssim: list[float] = field(default_factory=list)
     steps: tuple[StepRun, ...] = ()
+
+    def compare(self, off: _Point) -> None:
+        """Set the last run against the last one without a cache, of the same clip."""
+        self.speedups.append(off.seconds[-1] / self.seconds[-1])
+        self.cpu_speedups.append(off.cpu_seconds[-1] / self.cpu_seconds[-1])
 
 
 def measure_step_caches(
@@ -153,8 +174,15 @@ def measure_step_caches(
     sections: list[Section] = []
     for num_steps in size.num_steps:
         points = _points(size, defaults)
-        for clip in (clips[index] for index in range(size.clips)):
-            _run_clip(engine, clip, windows, num_steps, points, size, on_run or (lambda _: None))
+        bench = _Bench(engine, windows, num_steps, points, on_run or (lambda _: None))
+        for index in range(size.clips):
+            has_curve = index < size.curve_clips
+            bench.measure(
+                clips[index],
+                size.border_latents if has_curve else size.latents,
+                points if has_curve else [p for p in points if p.name in _IN_PAIRS],
+                pairs=math.ceil((size.pairs - index) / size.clips),
+            )
         found = [
             row for point in points for row in _rows(f"teacache.{num_steps}", points[0], point)
         ]
@@ -191,27 +219,60 @@ def _points(size: CurveSize, defaults: tuple[float, float]) -> list[_Point]:
     ]
 
 
-def _run_clip(
-    engine: Engine,
-    clip: EvalClip,
-    windows: Callable[[int], Sequence[tuple[int, int]]],
-    num_steps: int,
-    points: Sequence[_Point],
-    size: CurveSize,
-    on_run: Callable[[str], None],
-) -> None:
-    """Make and measure one clip at every point, and time the pairs this clip has to give."""
-    frames = engine.components.timeline.num_frames(size.latents)
+@dataclass
+class _Bench:
+    """Runs clips at one number of steps."""
 
-    def run(point: _Point) -> Video:
-        on_run(f"{clip.name}, {num_steps} steps, {point.name}")
+    engine: Engine
+    windows: Callable[[int], Sequence[tuple[int, int]]]
+    num_steps: int
+    points: Sequence[_Point]
+    on_run: Callable[[str], None]
+    turn: int = 0
+
+    def measure(
+        self, clip: EvalClip, latents: int, points: Sequence[_Point], *, pairs: int
+    ) -> None:
+        """Make a clip at ``points``, and repeat the pair of the default for its times."""
+        off, default = self._named("off"), self._named("teacache.default")
+        made = self._pair(clip, latents, off, default)
+        for point in points:
+            if point.name not in made:
+                made[point.name] = self._run(clip, latents, point)
+                point.compare(off)
+        truth = made["off"].frames
+        borders = window_borders(self.windows(len(truth)), len(truth))
+        for point in points:
+            video = made[point.name]
+            point.steps = point.steps or video.steps
+            opening = mouth_opening(video.frames, clip.mouth_box)
+            point.sync.append(aligned_sync(opening, clip.opening_px))
+            if any(borders):
+                point.seam.append(max(seam_score(video.frames, kind) for kind in borders if kind))
+            point.psnr.append(psnr(video.frames, truth))
+            point.ssim.append(ssim(video.frames[::_SSIM_STEP], truth[::_SSIM_STEP]))
+        for _ in range(pairs - 1):
+            self._pair(clip, latents, off, default)
+
+    def _pair(self, clip: EvalClip, latents: int, off: _Point, default: _Point) -> dict[str, Video]:
+        """Both, who is first changing from pair to pair."""
+        order = (off, default) if self.turn % 2 == 0 else (default, off)
+        self.turn += 1
+        made = {point.name: self._run(clip, latents, point) for point in order}
+        default.compare(off)
+        return made
+
+    def _run(self, clip: EvalClip, latents: int, point: _Point) -> Video:
+        self.on_run(f"{clip.name}, {self.num_steps} steps, {point.name}")
+        parts = self.engine.components
+        frames = parts.timeline.num_frames(latents)
         start, cpu_start = time.perf_counter(), time.process_time()
-        video = engine.generate(
-            clip.audio[: frames * clip.sample_rate // engine.components.generation.fps],
+        video = self.engine.generate(
+            clip.audio[: frames * clip.sample_rate // parts.generation.fps],
             sample_rate=clip.sample_rate,
             image=clip.portrait,
             prompt=clip.caption,
-            num_steps=num_steps,
+            num_steps=self.num_steps,
             teacache=point.cache,
             on_progress=lambda _: None,
         )
@@ -219,23 +280,8 @@ def _run_clip(
         point.cpu_seconds.append(time.process_time() - cpu_start)
         return video
 
-    off = points[0]
-    first = run(off)
-    truth = first.frames
-    borders = window_borders(windows(len(truth)), len(truth))
-    for point in points:
-        video = first if point is off else run(point)
-        point.steps = video.steps
-        opening = mouth_opening(video.frames, clip.mouth_box)
-        point.sync.append(aligned_sync(opening, clip.opening_px))
-        point.seam.append(max(seam_score(video.frames, kind) for kind in borders if kind))
-        point.psnr.append(psnr(video.frames, truth))
-        point.ssim.append(ssim(video.frames[::_SSIM_STEP], truth[::_SSIM_STEP]))
-    default = next(point for point in points if point.name == "teacache.default")
-    for _ in range(math.ceil(size.pairs / size.clips)):
-        for point in (off, default):
-            run(point)
-        default.speedups.append(off.seconds[-1] / default.seconds[-1])
+    def _named(self, name: str) -> _Point:
+        return next(point for point in self.points if point.name == name)
 
 
 def _rows(prefix: str, off: _Point, point: _Point) -> list[Row]:
@@ -243,29 +289,51 @@ def _rows(prefix: str, off: _Point, point: _Point) -> list[Row]:
     name, is_default = f"{prefix}.{point.name}", point.name == "teacache.default"
     rows = [
         _row(f"{name}.seconds", point.seconds, "s"),
-        _row(f"{name}.sync", point.sync, "correlation", better="higher"),
-        _row(f"{name}.seam", point.seam, "score"),
+        _row(f"{name}.sync", point.sync, "correlation", better="higher", mean=True),
+        *([_row(f"{name}.seam", point.seam, "score")] if point.seam else []),
     ]
     if point is off:
         return rows
-    lost = np.subtract(off.sync, point.sync).tolist()
-    changed = np.subtract(point.seam, off.seam).tolist()
+    # A point has the first clips, so the first values of what had all.
+    lost = np.subtract(off.sync[: len(point.sync)], point.sync).tolist()
+    changed = np.subtract(point.seam, off.seam[: len(point.seam)]).tolist()
     flags = [flag for run in point.steps for flag in run.computed]
-    speedups = point.speedups or [min(off.seconds) / min(point.seconds)]
-    cpu = statistics.median(off.cpu_seconds) / statistics.median(point.cpu_seconds)
     rows += [
-        _row(f"{name}.speedup", speedups, "off / on", better="higher"),
-        _row(f"{name}.cpu_speedup", [cpu], "off / on", better="higher"),
+        _row(f"{name}.speedup", point.speedups, "off / on", better="higher"),
+        _row(f"{name}.cpu_speedup", point.cpu_speedups, "off / on", better="higher"),
         _row(f"{name}.computed", [float(np.mean(flags))], "share of steps"),
         _row(f"{name}.sync_loss", lost, "correlation", mean=True),
-        _row(f"{name}.seam_change", changed, "score", mean=True),
+        *([_row(f"{name}.seam_change", changed, "score", mean=True)] if changed else []),
         _row(f"{name}.psnr", point.psnr, "dB to off", better="higher", mean=True),
         _row(f"{name}.ssim", point.ssim, "to off", better="higher", mean=True),
     ]
+    if len(lost) > 1:
+        low, high = mean_interval(lost)
+        rows += [
+            Row(f"{name}.sync_loss_lower95", low, "correlation"),
+            Row(f"{name}.sync_loss_upper95", high, "correlation"),
+        ]
     targets = {"speedup": SPEEDUP_TARGET, "sync_loss": SYNC_LOSS_TARGET, "seam_change": SEAM_TARGET}
     if not is_default:
         return rows
     return [replace(row, target=targets.get(row.name.rsplit(".", 1)[1])) for row in rows]
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Two-sided 95 % interval of the mean of two or more normal values, after Student.
+
+    Raises
+    ------
+    InvalidArgument
+        There are fewer than two values.
+    """
+    if len(values) < 2:
+        raise InvalidArgument("values", expected="two or more numbers", got=len(values))
+    freedom = len(values) - 1
+    quantile = _STUDENT[freedom - 1] if freedom <= len(_STUDENT) else 1.96 + 2.5 / freedom
+    reach = quantile * statistics.stdev(values) / math.sqrt(len(values))
+    mean = statistics.fmean(values)
+    return mean - reach, mean + reach
 
 
 def _row(

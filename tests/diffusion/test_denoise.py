@@ -11,6 +11,7 @@ from skyreels_rt.diffusion.noise import timeline_noise
 from skyreels_rt.diffusion.schedule import FlowSchedule
 from skyreels_rt.diffusion.solvers import make_solver
 from skyreels_rt.errors import Cancelled, InvalidArgument, NonFinite
+from skyreels_rt.runtime.step_numbers import HostNumbers
 
 SHAPE = (3, 4, 5)
 SOLVERS = ["euler", "unipc"]
@@ -307,6 +308,49 @@ def test_non_finite_velocity_names_step_and_latent(solver, value, bad_step):
         run_stream(14, SHIFTED, predict, solver, on_step=lambda done, _: steps.append(done))
     assert caught.value.stage == "denoise"
     assert len(steps) == bad_step
+
+
+class Late(HostNumbers):
+    """Numbers that come a step late, as from a GPU."""
+
+    lag = 1
+
+    def __init__(self, device, num_steps):
+        super().__init__()
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_numbers_that_come_late_change_no_bit(monkeypatch, solver):
+    expected, steps, launched = run_stream(14, SHIFTED, predict_in_context, solver), [], []
+
+    def on_step(done, total):
+        steps.append((done, total, launched[-1]))
+
+    def predict(window, latents, step, timestep):
+        launched.append(step)
+        return predict_in_context(window, latents, step, timestep)
+
+    monkeypatch.setattr(denoise, "step_numbers", Late)
+    assert torch.equal(run_stream(14, SHIFTED, predict, solver, on_step=on_step), expected)
+    # A step is reported once the next was launched, the last one at the end.
+    assert steps == [(1, 4, 1), (2, 4, 2), (3, 4, 3), (4, 4, 3)]
+
+
+@pytest.mark.parametrize(("bad_step", "launched"), [(0, 1), (2, 3), (3, 3)])
+def test_late_numbers_still_stop_a_bad_run_and_name_its_step(monkeypatch, bad_step, launched):
+    seen, steps = [], []
+
+    def predict(window, latents, step, timestep):
+        seen.append(step)
+        velocity = predict_in_context(window, latents, step, timestep)
+        if step == bad_step and window.start == 5:
+            velocity[1, 4, 2, 2] = float("nan")
+        return velocity
+
+    monkeypatch.setattr(denoise, "step_numbers", Late)
+    with pytest.raises(NonFinite, match=rf"Step {bad_step + 1} of 4 .* latent 9\b"):
+        run_stream(14, SHIFTED, predict, on_step=lambda done, _: steps.append(done))
+    assert (seen[-1], len(steps)) == (launched, bad_step)
 
 
 def test_no_graph_is_recorded():

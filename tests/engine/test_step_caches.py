@@ -1,6 +1,8 @@
 """Step caches in the engine: what a skipped step does, who keeps what, what is reported."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -351,6 +353,23 @@ def test_commands(model, tmp_path):
         rows = {row["name"]: row["value"] for row in report["rows"]}
         assert rows["generate.steps_computed"] == steps["computed"].count("#") / 20 < 1
     (model / "step_cache.json").unlink()
+
+
+@pytest.mark.parametrize("steps", [4, 5])
+def test_the_command_says_that_few_steps_leave_nothing_to_skip(model, found, tmp_path, steps):
+    import soundfile
+
+    voice, face = tmp_path / "a.wav", tmp_path / "a.png"
+    soundfile.write(voice, SPEECH, RATE)
+    Image.fromarray(PORTRAIT).save(face)
+    write_calibration(model, found)
+    done = subprocess.run(
+        [sys.executable, "-m", "skyreels_rt", "generate", "--model", model, "--audio", voice,
+         "--image", face, "-o", tmp_path / "o.mp4", "--steps", str(steps), "--teacache", "0.1"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    (model / "step_cache.json").unlink()
+    assert ("does nothing at 4 steps or fewer" in done.stderr) == (steps == 4)
 
 
 @pytest.mark.parametrize(

@@ -134,8 +134,8 @@ def test_command_line():
         "estimate", "convert", "export",
     }  # fmt: skip
     assert set(command.commands["bench"].commands) == {
-        "data", "kernels", "parallel", "quantization", "scaling", "step", "stream", "teacache",
-        "vae",
+        "data", "graphs", "kernels", "parallel", "quantization", "scaling", "step", "stream",
+        "teacache", "vae",
     }  # fmt: skip
     assert set(command.commands["data"].commands) == {"build", "convert-syncnet", "draw"}
     assert set(command.commands["export"].commands) == {"vae"}
