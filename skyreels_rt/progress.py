@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING
 
 from skyreels_rt.types import Progress
@@ -24,7 +25,9 @@ class ProgressBar:
         if self._bar is None:
             from tqdm.auto import tqdm
 
-            self._bar = tqdm(unit="frame", disable=None, leave=False)
+            # tqdm's own lock fixes the process's start method, and its monitor is a thread.
+            quiet = type("Bar", (tqdm,), {"_lock": threading.RLock(), "monitor_interval": 0})
+            self._bar = quiet(unit="frame", disable=None, leave=False)
         if progress.stage == "decode":
             self._bar.total = progress.total
             self._bar.update(progress.frames - self._bar.n)

@@ -27,19 +27,15 @@ from skyreels_rt.diffusion.blf import (
     full_group_stop,
     num_kept_latents,
     plan_group,
-    window_weights,
 )
 from skyreels_rt.diffusion.block_reuse import OnBlocks
-from skyreels_rt.diffusion.denoise import denoise_group
-from skyreels_rt.diffusion.noise import timeline_noise
-from skyreels_rt.diffusion.predictor import WindowPredictor
-from skyreels_rt.diffusion.solvers import make_solver
-from skyreels_rt.diffusion.window_share import shared_steps
 from skyreels_rt.distributed.fit import require_job
-from skyreels_rt.errors import Cancelled, InvalidArgument, MediaError
+from skyreels_rt.errors import Cancelled, InvalidArgument, MediaError, SkyReelsError
 from skyreels_rt.group_need import group_need
+from skyreels_rt.group_run import GroupRun
 from skyreels_rt.job import JobSettings, settings_facts, settings_of
 from skyreels_rt.latent_decoder import LatentDecoder
+from skyreels_rt.runtime.lanes import Lane
 from skyreels_rt.runtime.step_cache import StepLog, StepRun
 from skyreels_rt.runtime.timing import StageClock
 from skyreels_rt.runtime.turns import Turns
@@ -48,6 +44,10 @@ from skyreels_rt.types import FrameChunk, PartState, Progress, ProgressCallback
 
 class Session:
     """Audio in, frames out.
+
+    While the device decodes a latent on a lane beside the denoising, the next group's steps go on.
+    What that group gives counts only when all chunks before it were delivered, so that nothing a
+    caller can see depends on it.
 
     Parameters
     ----------
@@ -71,6 +71,8 @@ class Session:
         Asked between steps and between decoded latents; True raises :class:`Cancelled`.
     turns : Turns, optional
         Shared by the sessions of an engine, which compute one at a time.
+    lane : Lane, optional
+        Where the VAE decodes; the device's by default.
 
     Raises
     ------
@@ -91,6 +93,7 @@ class Session:
         is_cancelled: Callable[[], bool] | None = None,
         observe: Callable[[Window], OnBlocks] | None = None,
         turns: Turns | None = None,
+        lane: Lane | None = None,
     ) -> None:
         self.clock = StageClock()
         self._parts = components
@@ -102,9 +105,7 @@ class Session:
         self._is_cancelled = is_cancelled if mesh is None else mesh.agreed(is_cancelled)
         self._observe = observe
         self._turns = turns if turns is not None else Turns()
-        self._schedule = settings.schedule
-        self._solver = make_solver(settings.solver, self._schedule)
-        self._steps = components.step_plan(settings.teacache, self._schedule.timesteps)
+        self._steps = components.step_plan(settings.teacache, settings.schedule.timesteps)
         self._step_log = StepLog()
         self._timeline = components.timeline
         self._appearance = self._encoded(settings, portrait)
@@ -123,23 +124,27 @@ class Session:
         self.speech = SpeechTail(settings.fps)
         """The speech whose frames were not delivered."""
         self._tokens = components.token_track(self._timeline, settings.fps)
-        self._latent_shape = (
-            components.transformer.config.out_channels,
-            settings.height // components.vae.spatial_stride,
-            settings.width // components.vae.spatial_stride,
-        )
         self._ended = self._closed = False
         self._planned = 0  # latents denoised so far: the next group adds to them
         self._decoded = 0  # latents delivered as frames so far
-        channels, rows, columns = self._latent_shape
+        rows, columns = (
+            size // components.vae.spatial_stride for size in (settings.height, settings.width)
+        )
+        channels = components.transformer.config.out_channels
         self._kept = torch.zeros(channels, 0, rows, columns, device=components.device)
         self._first_kept = 0  # latent index of _kept[:, 0]; _kept reaches up to _planned
+        self._run: GroupRun | None = None  # the group behind _planned, if it was begun
+        self._ahead_failed = False  # it was, too early, and did not get far
         self._decoder = LatentDecoder(
-            components, settings.height, settings.width, lambda: self._appearance.portrait_latents
+            components,
+            settings.height,
+            settings.width,
+            lambda: self._appearance.portrait_latents,
+            lane,
         )
         self._frame_index = 0
-        self.group_needed_s = Fraction(0)
-        """Seconds of speech that had to be there before the group at hand could start."""
+        self.group_need = group_need(components, settings, 0)
+        """The group at hand, if it is a full one, and the speech that it waits for."""
 
     # ---------------------------------------------------------------------------------- audio in
 
@@ -226,14 +231,16 @@ class Session:
         while True:
             self._require_open("frames")
             if self._decoded == self._planned:
-                group = self._next_group()
-                if group is None:
+                if not self._denoise():
                     return None
-                self._denoise(group)
+                continue
             if self._is_cancelled is not None and self._is_cancelled():
                 raise Cancelled("The job was cancelled.", stage="decode")
-            with self._turns.hold(self._is_cancelled):
-                chunk = self._decode()
+            with self._turns.hold(self._is_cancelled), self.clock.measure("decode"):
+                self._decoder.begin(self._kept[:, self._decoded - self._first_kept :])
+            while not self._decoder.is_done and self._denoise_ahead():
+                pass
+            chunk = self._take_decoded()
             if chunk is not None:
                 return chunk
 
@@ -256,7 +263,7 @@ class Session:
         settings = replace(self.settings, prompt=prompt.strip())
         # Both or neither: waiting for the turn may be cancelled.
         self._appearance = self._encoded(settings, self._appearance.portrait)
-        self.settings = settings
+        self.settings, self._run = settings, None
 
     def set_portrait(self, portrait: NDArray[np.uint8]) -> None:
         """Show someone else from the next group on.
@@ -272,7 +279,7 @@ class Session:
             The session is closed.
         """
         self._require_open("set_portrait")
-        self._appearance = self._encoded(self.settings, portrait)
+        self._appearance, self._run = self._encoded(self.settings, portrait), None
         self._color = color_match(self._parts, self.settings, portrait)
         if self._parts.generation.reference_mode == "all_frames":
             self._track.set_reference(self._appearance.portrait_latents)
@@ -297,7 +304,7 @@ class Session:
             self._tokens.rewind(self._decoded)
         self._kept = self._kept[:, : self._decoded - self._first_kept].clone()
         self._decoder.go_back()
-        self._planned, self._ended = self._decoded, False
+        self._planned, self._ended, self._run = self._decoded, False, None
 
     # ------------------------------------------------------------------------------------ its state
 
@@ -379,7 +386,7 @@ class Session:
     def close(self) -> None:
         """Close the source video and free tensors; every later call but this one raises."""
         self._track.close()
-        self._closed = True
+        self._closed, self._run = True, None
         self._kept = self._kept[:, :0].clone()
         self._decoder.forget()
 
@@ -481,64 +488,66 @@ class Session:
         heard = self._timeline.num_latents(ready)
         return heard if self._timeline.first_frame(heard) <= ready else heard - 1
 
+    def _denoise(self) -> bool:
+        """Do one step of the next group, or keep what all gave; False while none can begin."""
+        run = self._run
+        if run is None:
+            group = self._next_group()
+            if group is None:
+                return False
+            run = self._begun(group)
+        if run.denoising.is_done:
+            self._finish(run)
+            return True
+        with self._turns.hold(self._is_cancelled):
+            self._run = None  # a step that fails has spoilt its group
+            with self.clock.measure("denoise"), torch.inference_mode():
+                run.denoising.step()
+            self._run = run
+        self._report("denoise", run.denoising.num_done, run.denoising.num_steps)
+        return True
+
+    def _denoise_ahead(self) -> bool:
+        """Do one step of the next group while this one is decoded; False if there is none to do."""
+        if self._ahead_failed or (self._run is not None and self._run.denoising.is_done):
+            return False
+        try:
+            return self._denoise()
+        except Cancelled:
+            raise
+        except SkyReelsError:  # comes again when the group is due, behind the chunks before it
+            self._ahead_failed = True
+            return False
+
     @torch.inference_mode()
-    def _denoise(self, group: Group) -> None:
-        """Denoise a group and keep its latents."""
+    def _begun(self, group: Group) -> GroupRun:
+        """A group with its conditions, before its first step."""
         first = self._first_kept
         emitted = self._kept[:, group.start - first : group.emitted - first]
-        noise = timeline_noise(self.settings.seed, group.start, group.length, self._latent_shape)
-        with self._turns.hold(self._is_cancelled) as turn:
+        with self.clock.measure("condition"):
+            channels = self._track.channels(group.start, group.stop, emitted)
+        with self.clock.measure("audio"):
+            return GroupRun(
+                self._parts,
+                self.settings,
+                group,
+                self._appearance,
+                self._tokens,
+                channels=channels,
+                emitted=emitted,
+                steps=self._steps,
+                observe=self._observe,
+                is_cancelled=self._is_cancelled,
+            )
 
-            def on_step(done: int, total: int) -> None:
-                self._report("denoise", done, total)
-                turn.pass_on()
-
-            with self.clock.measure("condition"):
-                channels = self._track.channels(group.start, group.stop, emitted)
-            with self.clock.measure("audio"):
-                predictor = self._predictor(group, channels)
-            with self.clock.measure("denoise"):
-                latents = denoise_group(
-                    group,
-                    predictor,
-                    self._schedule,
-                    self._solver,
-                    guidance=[one.weight for one in self._appearance.passes],
-                    weights=window_weights(group, self.settings.overlap, self.settings.ramp),
-                    noise=noise.to(self._parts.device),
-                    pinned=emitted,
-                    impl=self._parts.plan.blf_step,
-                    on_step=on_step,
-                    is_cancelled=self._is_cancelled,
-                    mesh=self._parts.mesh,
-                )
-        whole = Fraction(self.speech.num_samples, self.speech.sample_rate or 1)
-        self.group_needed_s = min(whole, self._needed_s(group.emitted))
-        computed = shared_steps(group, predictor.computed_steps, self._parts.mesh)
-        for window, flags in zip(group.windows, computed, strict=True):
-            self._step_log.add(window.start, window.stop, flags)
+    @torch.inference_mode()
+    def _finish(self, run: GroupRun) -> None:
+        """Keep the latents of a denoised group: they are decoded next."""
+        group, self._run, self._ahead_failed = run.group, None, False
+        latents = run.denoising.latents()
+        self.group_need = group_need(self._parts, self.settings, group.emitted)
+        run.note_steps(self._step_log)
         self._keep(group, latents)
-
-    def _predictor(self, group: Group, channels: Tensor) -> WindowPredictor:
-        tokens = silent = None
-        if self._tokens is not None:
-            tokens = self._tokens.tokens(group.start, group.stop)
-            silent = self._tokens.silent_tokens(group.start, group.stop)
-        return WindowPredictor(
-            self._parts.transformer,
-            group,
-            self._appearance.passes,
-            self._appearance.prompt,
-            channels=channels,
-            tokens=tokens,
-            silent_tokens=silent,
-            slot=self._appearance.leading_slot(self.settings.seed, group, self._tokens),
-            steps=self._steps if self._steps.skips else None,
-            observe=self._observe,
-            mesh=self._parts.mesh,
-            timesteps=self._schedule.timesteps,
-            graphs=self._parts.graphs,
-        )
 
     def _keep(self, group: Group, latents: Tensor) -> None:
         """Remember the new latents and what a group behind any of them may reach back to."""
@@ -550,12 +559,10 @@ class Session:
         if self._tokens is not None:
             self._tokens.discard(oldest)
 
-    @torch.inference_mode()
-    def _decode(self) -> FrameChunk | None:
-        """Frames of the next denoised latent, or None when they lie past the end of the job."""
-        at = self._decoded - self._first_kept
+    def _take_decoded(self) -> FrameChunk | None:
+        """Frames of the latent at hand, or None when they lie past the end of the job."""
         with self.clock.measure("decode"):
-            frames = self._decoder.next_frames(self._kept[:, at:])
+            frames = self._decoder.take()
             self._decoded += 1
         if self.num_frames is not None:
             frames = frames[: max(0, self.num_frames - self._frame_index)]

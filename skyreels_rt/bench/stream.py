@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from skyreels_rt.audio.resample import ResampledAudio
+from skyreels_rt.bench.stream_sync import MAX_SYNC_S, SyncLoss, sync_loss
 from skyreels_rt.errors import InvalidArgument
 from skyreels_rt.media.audio_file import AudioSource, in_blocks
 from skyreels_rt.media.encoder import AAC_SAMPLE_RATES
@@ -79,25 +80,27 @@ def measure_stream(
     InvalidArgument
         ``seconds`` or ``sessions`` out of range.
     """
-    if not 1 <= sessions <= 64:
-        raise InvalidArgument("sessions", expected="1 to 64", got=sessions)
-    if not 1 <= seconds <= 3600:
-        raise InvalidArgument("seconds", expected="1 to 3600", got=seconds)
+    _check(sessions, seconds)
     samples, rate = _voice(voice, seconds)
-    options: LiveOptions = {"image": image, "horizon": horizon}
+    options: LiveOptions = {"image": image, "horizon": horizon, "seed": 0}
     settings = resolve_settings(engine.components, options, LiveOptions)
     needs = AudioNeeds(engine.components, settings)
     engine.warmup()
     collected = [LiveStatistics(needs, settings.fps) for _ in range(sessions)]
     problems: list[BaseException] = []
+    shown: list[NDArray[np.uint8]] = []  # of the first session
 
     def run(number: int) -> None:
         try:
             blocks = paced(in_blocks([samples], block_samples(rate)), rate)
             session = engine.open_session(**options)
             with LiveRun(session, blocks, rate, collected[number]) as live:
-                for _ in live:
-                    if number == 0 and on_figures is not None:
+                for chunk in live:
+                    if number > 0:
+                        continue
+                    if chunk.pts < MAX_SYNC_S:
+                        shown.append(chunk.frames)
+                    if on_figures is not None:
                         on_figures(collected[0].figures())
         except BaseException as error:  # raised again below
             problems.append(error)
@@ -115,6 +118,7 @@ def measure_stream(
     late = asyncio.run(_tick_beside(engine, options, samples[: int(TICK_SPEECH_S * rate)], rate))
     figures = [one.figures() for one in collected]
     expected = -(-len(samples) * settings.fps // rate)
+    loss = _sync_loss(engine, image, np.concatenate(shown), samples, rate)
     return Report(
         command=command,
         device=str(engine.components.device),
@@ -123,6 +127,7 @@ def measure_stream(
         rows=[
             *_rows(figures, needs, settings.fps, expected, elapsed, busy),
             Row("stream.tick_late_p99", late, "s", MAX_TICK_LATE_S),
+            *(loss.rows() if isinstance(loss, SyncLoss) else []),
         ],
         details={
             "model": engine.components.name,
@@ -130,8 +135,31 @@ def measure_stream(
             "sessions": sessions,
             "seconds": seconds,
             "settings": vars(settings),
+            "sync": loss.details() if isinstance(loss, SyncLoss) else f"not measured: {loss}",
         },
     )
+
+
+def _check(sessions: int, seconds: float) -> None:
+    if not 1 <= sessions <= 64:
+        raise InvalidArgument("sessions", expected="1 to 64", got=sessions)
+    if not 1 <= seconds <= 3600:
+        raise InvalidArgument("seconds", expected="1 to 3600", got=seconds)
+
+
+def _sync_loss(
+    engine: Engine,
+    image: str | Path | None,
+    live: NDArray[np.uint8],
+    samples: NDArray[np.float32],
+    rate: int,
+) -> SyncLoss | str:
+    """Lip sync of the frames streamed against an offline job of the same speech."""
+    video = engine.generate(
+        samples[: int(MAX_SYNC_S * rate)], sample_rate=rate, image=image, seed=0,
+        on_progress=lambda _: None,
+    )  # fmt: skip
+    return sync_loss(live, video.frames, samples, rate, video.fps)
 
 
 async def _tick_beside(

@@ -13,6 +13,7 @@ finite, comes a step later on a GPU (:mod:`skyreels_rt.runtime.step_numbers`).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Required, TypedDict, Unpack
 
 import torch
 from torch import Tensor
@@ -37,34 +38,11 @@ in any floating dtype.
 """
 
 
-def denoise_group(  # noqa: PLR0913 - everything that a step takes comes in here
-    group: Group,
-    predict: Predict,
-    schedule: FlowSchedule,
-    solver: Solver,
-    *,
-    guidance: Sequence[float],
-    weights: Tensor,
-    noise: Tensor,
-    pinned: Tensor | None = None,
-    impl: Impl = Impl.AUTO,
-    order: Sequence[int] | None = None,
-    on_step: Callable[[int, int], None] | None = None,
-    is_cancelled: Callable[[], bool] | None = None,
-    mesh: Mesh | None = None,
-) -> Tensor:
-    """Denoise the new latents of ``group``.
+class DenoiseOptions(TypedDict, total=False):
+    """How a group is denoised.
 
-    Parameters
+    Attributes
     ----------
-    group : Group
-        Windows, pinned and new latents.
-    predict : callable
-        The model with its conditions, see :data:`Predict`.
-    schedule : FlowSchedule
-        Noise levels.
-    solver : Solver
-        Made from the same schedule.
     guidance : sequence of P float
         Factor of each guidance pass (:func:`skyreels_rt.diffusion.guidance.guidance_passes`).
     weights : Tensor, shape (windows, window length), float32
@@ -78,15 +56,168 @@ def denoise_group(  # noqa: PLR0913 - everything that a step takes comes in here
     order : sequence of int, optional
         Order in which the windows are computed, a permutation of their indices. It has no effect
         on the result.
-    on_step : callable, optional
-        Called as ``on_step(done, num_steps)`` once a step is done; on a GPU the next one is under
-        way by then.
     is_cancelled : callable, optional
         Asked before each window of each step; with a mesh once a step, and then every rank must
         give the same answer (:meth:`skyreels_rt.distributed.mesh.Mesh.agreed`).
     mesh : Mesh, optional
-        Ranks to spread the windows over. Every rank calls this with the same arguments and gets the
-        same latents, those of a single rank.
+        Ranks to spread the windows over. Every rank makes the same calls and gets the same latents,
+        those of a single rank.
+    """
+
+    guidance: Required[Sequence[float]]
+    weights: Required[Tensor]
+    noise: Required[Tensor]
+    pinned: Tensor | None
+    impl: Impl
+    order: Sequence[int] | None
+    is_cancelled: Callable[[], bool] | None
+    mesh: Mesh | None
+
+
+class Denoising:
+    """A group on its way from noise to clean latents, one step a call.
+
+    Parameters
+    ----------
+    group : Group
+        Windows, pinned and new latents.
+    predict : callable
+        The model with its conditions, see :data:`Predict`.
+    schedule : FlowSchedule
+        Noise levels.
+    solver : Solver
+        Made from the same schedule.
+    **options : DenoiseOptions
+        How.
+
+    Raises
+    ------
+    InvalidArgument
+        ``noise``, ``pinned`` or ``order`` do not fit the group.
+    """
+
+    def __init__(
+        self,
+        group: Group,
+        predict: Predict,
+        schedule: FlowSchedule,
+        solver: Solver,
+        **options: Unpack[DenoiseOptions],
+    ) -> None:
+        noise = options["noise"]
+        clean = _checked_pinned(group, noise, options.get("pinned"))
+        sequence = _checked_order(group, options.get("order"))
+        self._group, self._predict = group, predict
+        self._schedule, self._solver = schedule, solver
+        self._guidance = options["guidance"]
+        self._impl = options.get("impl", Impl.AUTO)
+        self._is_cancelled, self._mesh = options.get("is_cancelled"), options.get("mesh")
+        mesh = self._mesh
+        self._share = (
+            WindowShare(group) if mesh is None else WindowShare(group, mesh.axis("window"))
+        )
+        self._sequence = [index for index in sequence if index in self._share.own]
+        seen = self._share.seen
+        self._weights = options["weights"][seen.start : seen.stop].to(noise.device)
+        part = self._share.part
+        self._starts = [window.start - part.start for window in part.windows]
+        self._noise, self._clean = self._share.of_part(noise), self._share.of_part(clean)
+        self._latents, self._state = self._noise.clone(), solver.init()
+        self._num_launched = 0
+        self._watch = _Watch(noise.device, schedule.num_steps, mesh)
+
+    @property
+    def num_steps(self) -> int:
+        """Steps to the clean latents."""
+        return self._schedule.num_steps
+
+    @property
+    def num_done(self) -> int:
+        """Steps known to be done; on a GPU the next one is under way by then."""
+        return self._watch.num_done
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Do the next step.
+
+        Raises
+        ------
+        Cancelled
+            ``is_cancelled`` returned True.
+        NonFinite
+            The step, or on a GPU the one before, gave NaN or infinity on any rank.
+        PeerFailed
+            Another rank left, or did not answer in time.
+        InvalidArgument
+            Velocities do not fit their window.
+
+        After any of them the group must be started again.
+        """
+        step, part, num_pinned = self._num_launched, self._share.part, self._share.part.num_pinned
+        sigma, timestep = self._schedule.sigmas[step], self._schedule.timesteps[step]
+        latents = self._latents
+        latents[:, :num_pinned] = self._clean * (1.0 - sigma) + self._noise[:, :num_pinned] * sigma
+        velocities: dict[int, Tensor] = {}
+        if self._mesh is not None:
+            self._stop_if_cancelled()
+        for index in self._sequence:
+            if self._mesh is None:
+                self._stop_if_cancelled()
+            window = self._group.windows[index]
+            velocities[index] = self._predict(
+                window, _latents_of(window, latents, part), step, timestep
+            )
+        fusion = (self._share.exchange(velocities), self._starts, self._weights, self._guidance)
+        if part.windows:  # else an idle rank: there are fewer windows than ranks
+            self._latents, self._state = _stepped(
+                latents, fusion, step, self._solver, self._state, num_pinned, self._impl
+            )
+        self._num_launched += 1
+        self._watch.launched(step, self._latents[:, num_pinned:], part.emitted)
+        if self.is_done:
+            self._watch.finish()
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all steps are done."""
+        return self._num_launched == self.num_steps
+
+    @torch.no_grad()
+    def latents(self) -> Tensor:
+        """At the end: clean latents (C, num_new, h, w), float32, of the group's new latents.
+
+        Raises
+        ------
+        PeerFailed
+            Another rank left, or did not answer in time.
+        """
+        return self._share.gather(self._latents)
+
+    def _stop_if_cancelled(self) -> None:
+        if self._is_cancelled is not None and self._is_cancelled():
+            raise Cancelled(
+                f"Cancelled at step {self._num_launched + 1} of {self.num_steps}.", stage="denoise"
+            )
+
+
+def denoise_group(
+    group: Group,
+    predict: Predict,
+    schedule: FlowSchedule,
+    solver: Solver,
+    *,
+    on_step: Callable[[int, int], None] | None = None,
+    **options: Unpack[DenoiseOptions],
+) -> Tensor:
+    """Denoise the new latents of ``group``, all steps at once.
+
+    Parameters
+    ----------
+    group, predict, schedule, solver, **options
+        As in :class:`Denoising`.
+    on_step : callable, optional
+        Called as ``on_step(done, num_steps)`` once a step is done; on a GPU the next one is under
+        way by then.
 
     Returns
     -------
@@ -95,45 +226,17 @@ def denoise_group(  # noqa: PLR0913 - everything that a step takes comes in here
 
     Raises
     ------
-    Cancelled
-        ``is_cancelled`` returned True; nothing of the group is delivered.
-    NonFinite
-        A step gave NaN or infinity on any rank; nothing of the group is delivered.
-    PeerFailed
-        Another rank left, or did not answer in time.
-    InvalidArgument
-        ``noise``, ``pinned`` or ``order`` do not fit the group, or velocities not their window.
+    Cancelled, NonFinite, PeerFailed, InvalidArgument
+        As :class:`Denoising` and its steps; nothing of the group is delivered.
     """
-    clean = _checked_pinned(group, noise, pinned)
-    sequence = _checked_order(group, order)
-    share = WindowShare(group) if mesh is None else WindowShare(group, mesh.axis("window"))
-    part = share.part
-    sequence = [index for index in sequence if index in share.own]
-    weights = weights[share.seen.start : share.seen.stop].to(noise.device)
-    starts = [window.start - part.start for window in part.windows]
-    num_pinned, noise, clean = part.num_pinned, share.of_part(noise), share.of_part(clean)
-    latents, state = noise.clone(), solver.init()
-    watch = _Watch(noise.device, schedule.num_steps, on_step, mesh)
-    with torch.no_grad():
-        for step, timestep in enumerate(schedule.timesteps):
-            sigma = schedule.sigmas[step]
-            latents[:, :num_pinned] = clean * (1.0 - sigma) + noise[:, :num_pinned] * sigma
-            velocities: dict[int, Tensor] = {}
-            if mesh is not None:
-                _stop_if(is_cancelled, step, schedule)
-            for index in sequence:
-                if mesh is None:
-                    _stop_if(is_cancelled, step, schedule)
-                window = group.windows[index]
-                velocities[index] = predict(
-                    window, _latents_of(window, latents, part), step, timestep
-                )
-            fusion = (share.exchange(velocities), starts, weights, guidance)
-            if part.windows:  # else an idle rank: there are fewer windows than ranks
-                latents, state = _stepped(latents, fusion, step, solver, state, num_pinned, impl)
-            watch.launched(step, latents[:, num_pinned:], part.emitted)
-        watch.finish()
-        return share.gather(latents)
+    denoising = Denoising(group, predict, schedule, solver, **options)
+    while not denoising.is_done:
+        told = denoising.num_done
+        denoising.step()
+        if on_step is not None:
+            for done in range(told, denoising.num_done):
+                on_step(done + 1, denoising.num_steps)
+    return denoising.latents()
 
 
 def _stepped(
@@ -153,11 +256,6 @@ def _stepped(
     new, state = solver.step(step, latents[:, num_pinned:], velocity[:, num_pinned:], state)
     # A new tensor: the state may hold a view of the old one.
     return torch.cat([latents[:, :num_pinned], new], dim=1), state
-
-
-def _stop_if(is_cancelled: Callable[[], bool] | None, step: int, schedule: FlowSchedule) -> None:
-    if is_cancelled is not None and is_cancelled():
-        raise Cancelled(f"Cancelled at step {step + 1} of {schedule.num_steps}.", stage="denoise")
 
 
 def _latents_of(window: Window, latents: Tensor, part: Group) -> Tensor:
@@ -193,20 +291,13 @@ def _checked_order(group: Group, order: Sequence[int] | None) -> Sequence[int]:
 
 
 class _Watch:
-    """Follows the steps of a run: are their latents finite, and who is told that they are done."""
+    """Follows the steps of a group: which are done, and are their latents finite."""
 
-    def __init__(
-        self,
-        device: torch.device,
-        num_steps: int,
-        on_step: Callable[[int, int], None] | None,
-        mesh: Mesh | None,
-    ) -> None:
+    def __init__(self, device: torch.device, num_steps: int, mesh: Mesh | None) -> None:
         self._numbers = step_numbers(device, num_steps)
         self._num_steps = num_steps
-        self._on_step = on_step
         self._mesh = mesh
-        self._done = 0
+        self.num_done = 0
 
     def launched(self, step: int, latents: Tensor, first: int) -> None:
         """Step ``step`` gives ``latents``, of which the first is latent ``first``."""
@@ -218,11 +309,9 @@ class _Watch:
         self._follow(self._num_steps)
 
     def _follow(self, stop: int) -> None:
-        for step in range(self._done, stop):
+        for step in range(self.num_done, stop):
             self._require_finite(step)
-            self._done = step + 1
-            if self._on_step is not None:
-                self._on_step(self._done, self._num_steps)
+            self.num_done = step + 1
 
     def _require_finite(self, step: int) -> None:
         """Raise if a new latent of any rank is bad, naming the step and the first such."""

@@ -9,6 +9,7 @@ from collections import deque
 from fractions import Fraction
 
 from skyreels_rt.errors import SkyReelsError
+from skyreels_rt.group_need import GroupNeed
 from skyreels_rt.runtime.metrics import EngineMetrics
 from skyreels_rt.types import FrameChunk
 
@@ -43,9 +44,9 @@ class SessionObserver:
         self._arrivals.append((seconds, time.monotonic()))
 
     def delivered(
-        self, chunk: FrameChunk, *, fps: int, needed: Fraction, stages: dict[str, float]
+        self, chunk: FrameChunk, *, fps: int, need: GroupNeed, stages: dict[str, float]
     ) -> None:
-        """Count a chunk.
+        """Count a chunk; at the end of speech as if it had gone on in silence.
 
         Parameters
         ----------
@@ -53,8 +54,8 @@ class SessionObserver:
             What was delivered.
         fps : int
             Frames per second.
-        needed : Fraction
-            Seconds of speech that had to be there before its group could start.
+        need : GroupNeed
+            Its group, and the speech that a full one waits for.
         stages : dict of str to float
             Compute seconds of the session so far, by stage.
         """
@@ -66,16 +67,18 @@ class SessionObserver:
             if seconds > 0:
                 metrics.stage_seconds.observe(seconds, stage=name)
         metrics.real_time_factor.observe(sum(spent.values()) / length)
-        while len(self._arrivals) > 1 and self._arrivals[0][0] < needed:
+        while len(self._arrivals) > 1 and self._arrivals[0][0] < need.seconds:
             self._arrivals.popleft()
         if not self._arrivals:
             return
-        late = time.monotonic() - self._arrivals[0][1]
+        reached, clock = self._arrivals[0]
+        due = clock + max(0.0, float(need.seconds - reached))
+        late = max(0.0, time.monotonic() - due)
         if self._is_first:
             metrics.first_frame_seconds.observe(late)
             self._is_first = False
         metrics.chunk_seconds.observe(late)
-        if late > length:
+        if late > (need.stop_frame - need.first_frame) / fps:
             metrics.deadline_misses.inc()
 
     def interrupted(self, *, dropped_s: float, fps: int, started: float) -> None:

@@ -486,7 +486,7 @@ class LiveSession:
             self._observer.delivered(
                 chunk,
                 fps=self.fps,
-                needed=self._core.group_needed_s,
+                need=self._core.group_need,
                 stages=self._core.clock.seconds,
             )
             if self._delivered == 0:

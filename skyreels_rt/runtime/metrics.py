@@ -264,7 +264,7 @@ class EngineMetrics(Metrics):
             bounds=(1.0, 5.0, 15.0, 60.0, 300.0, 1800.0, 7200.0, 28800.0),
         )  # fmt: skip
         self.queue_seconds = self.histogram(
-            name("queue_seconds"), "Time a group waited for its turn at the device."
+            name("queue_seconds"), "Time a step or a latent waited for its turn at the device."
         )
         self.stage_seconds = self.histogram(
             name("stage_seconds"), "Compute time of a chunk by stage.", "stage"
@@ -276,10 +276,11 @@ class EngineMetrics(Metrics):
             name("first_frame_seconds"), "From the last sample the first group needs to its frame."
         )
         self.chunk_seconds = self.histogram(
-            name("chunk_seconds"), "From the last sample a chunk needs to its frames."
+            name("chunk_seconds"), "From the moment a chunk is due to its frames."
         )
         self.deadline_misses = self.counter(
-            name("deadline_misses_total"), "Chunks later than their own length."
+            name("deadline_misses_total"),
+            "Chunks later than the length of their group's new frames.",
         )
         self.audio_backlog_seconds = self.gauge(
             name("audio_backlog_seconds"), "Pushed audio that no frame was made of yet."

@@ -1,4 +1,11 @@
-"""Latencies of a live session, seen from outside: when speech went in and when frames came out."""
+"""Latencies of a live session, seen from outside: when speech went in and when frames came out.
+
+A chunk is due when the speech that its group waits for has been pushed. The last groups of a
+speech wait for more than comes, look-ahead and all, and become ready together when it ends. They
+are due when that much would have been pushed, had the speech gone on in silence: a player wants
+them one after the other, at the pace of the ones before. Speech that is pushed faster than it is
+spoken makes chunks due faster than a player wants them; that is counted as it is.
+"""
 
 from __future__ import annotations
 
@@ -30,11 +37,12 @@ class LiveFigures:
         Seconds spent on groups that were ready ÷ seconds of video; below 1 keeps up. 0 before the
         first chunk.
     first_frame_s : float or None
-        From the last sample that the first group needs to the first frame.
+        From the moment the first chunk is due to that chunk.
     chunk_p50_s, chunk_p95_s : float or None
-        From the last sample that a chunk's group needs to the chunk, over the latest chunks.
+        From the moment a chunk is due to the chunk, 0 if that is earlier; over the latest chunks.
     late : int
-        Chunks whose latency exceeds the length of their group's new frames.
+        Chunks whose latency exceeds the length of their group's new frames, so that a player which
+        keeps one group in hand waits for them.
     buffered_s : float
         Speech pushed that no frame was delivered for.
     head_start_s : float
@@ -96,15 +104,18 @@ class LiveStatistics:
         with self._lock:
             self._pushed = self._frames / self._fps
             self._arrivals.clear()
+            self._ended = None
 
     def delivered(self, chunk: FrameChunk) -> float:
-        """Note a chunk that came out just now, and return its latency in seconds."""
+        """Note a chunk that came out just now, and return its latency in seconds, >= 0."""
         now = self._clock()
         with self._lock:
             while chunk.index >= self._group.stop_frame:
                 self._group = self._needs.after(self._group)
-            ready = self._ready_at(float(self._group.seconds), now)
-            latency = now - ready
+            needed = float(self._group.seconds)
+            ready = self._ready_at(needed, now)
+            lacking = 0.0 if self._ended is None else max(0.0, needed - self._pushed)
+            latency = max(0.0, now - ready - lacking)
             self._latencies.append(latency)
             group = self._group
             self._late += latency > (group.stop_frame - group.first_frame) / self._fps

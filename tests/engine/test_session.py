@@ -74,7 +74,7 @@ def test_a_callback_that_raises_loses_nothing(components, whole, stage):
                 made.append(chunk.frames)
         except RuntimeError:
             continue
-    assert len(troubles) == 3
+    assert len(troubles) == {"denoise": 2, "decode": 3}[stage]  # no step is done twice
     np.testing.assert_array_equal(np.concatenate(made), whole)
 
 

@@ -76,11 +76,56 @@ def test_figures(engine):
     assert statistics.figures().late == int(latency > (second.stop_frame - first.stop_frame) / 25)
     assert statistics.figures().head_start_s > 0
     assert len(statistics._arrivals) < 200
-    statistics.ended()
-    now[0] += 0.25
-    assert statistics.delivered(chunk(second.stop_frame + 500)) == pytest.approx(0.25)
     statistics.interrupted()
     assert statistics.figures().buffered_s == 0
+
+
+def test_the_last_groups_are_due_one_after_the_other(engine):
+    """Groups that become ready together at the end are counted at the pace of the ones before."""
+    settings = resolve_settings(engine.components, {"horizon": 1})
+    needs = AudioNeeds(engine.components, settings)
+    groups = [needs.first()]
+    for _ in range(3):
+        groups.append(needs.after(groups[-1]))
+    length = float(groups[2].seconds - groups[1].seconds)
+    assert length == (groups[2].stop_frame - groups[2].first_frame) / 25
+    compute = 0.7 * length
+
+    def run(compute):
+        """Speech up to 0.05 s short of the third group's need, each group ``compute`` long."""
+        now, free, out = [0.0], 0.0, []
+        statistics = LiveStatistics(needs, 25, clock=lambda: now[0])
+        stop = float(groups[2].seconds) - 0.05
+        arrived = [float(groups[0].seconds), float(groups[1].seconds), stop, stop]
+        events = []
+        for group, when in zip(groups, arrived, strict=True):
+            free = max(free, when) + compute
+            events.append((free, group))
+        spoken = 0.0
+        for when, group in events:
+            while spoken < min(when, stop) - 1e-9:
+                spoken = min(stop, spoken + 0.01)
+                now[0] = spoken
+                statistics.pushed(spoken - statistics._pushed)
+                if spoken > stop - 1e-6:
+                    statistics.ended()
+            now[0] = when
+            frames = group.stop_frame - group.first_frame
+            out.append(statistics.delivered(chunk(group.first_frame, frames)))
+        return out, statistics.figures()
+
+    latencies, figures = run(compute)
+    assert latencies[:2] == pytest.approx([compute, compute], abs=0.02)
+    # The third is due 0.05 s after the end, the fourth a group later: neither is late.
+    assert latencies[2] == pytest.approx(compute - 0.05, abs=0.02)
+    assert latencies[3] == pytest.approx(2 * compute - 0.05 - length, abs=0.02)
+    assert figures.late == 0
+    assert figures.chunk_p95_s <= length
+    # One that cannot keep up is late there as everywhere.
+    latencies, figures = run(1.5 * length)
+    assert latencies[3] > latencies[2] > latencies[1] > length
+    assert figures.late >= 3
+    assert figures.rtf > 1.0
 
 
 def test_percentile_is_a_nearest_rank():

@@ -30,6 +30,7 @@ RANKS = [
     {"options", "offline", "export"},
     {"live", "progress", "report"},
     {"session", "continuation", "testing"},
+    {"group_run"},
     {"appearance", "group_need", "latent_decoder", "model_folder"},
     {"components", "job", "quantization"},
     {"conditioning", "diffusion", "audio"},

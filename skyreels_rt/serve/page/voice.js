@@ -58,7 +58,10 @@ export class Microphone {
   }
 
   stop() {
-    if (this.node) this.node.disconnect();
+    if (this.node) {
+      this.node.port.onmessage = null; // a busy page has blocks in its queue still: too late now
+      this.node.disconnect();
+    }
     this.source.disconnect();
     for (const track of this.stream.getTracks()) track.stop();
     if (this.context.state !== "closed") this.context.close();
