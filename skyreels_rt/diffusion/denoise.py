@@ -232,10 +232,12 @@ def denoise_group(
     denoising = Denoising(group, predict, schedule, solver, **options)
     while not denoising.is_done:
         told = denoising.num_done
-        denoising.step()
-        if on_step is not None:
-            for done in range(told, denoising.num_done):
-                on_step(done + 1, denoising.num_steps)
+        try:
+            denoising.step()
+        finally:  # a step that fails may be the first to tell of those before it
+            if on_step is not None:
+                for done in range(told, denoising.num_done):
+                    on_step(done + 1, denoising.num_steps)
     return denoising.latents()
 
 
