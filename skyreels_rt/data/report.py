@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,7 +27,7 @@ h1{font-size:1.6em}h2{font-size:1.25em;margin-top:2em;border-bottom:1px solid #d
 table{border-collapse:collapse;margin:.8em 0}td,th{padding:.2em .8em;text-align:left}
 th{border-bottom:1px solid #b6bcc6}td.n{text-align:right;font-variant-numeric:tabular-nums}
 figure{display:inline-block;margin:.5em 1em .5em 0;vertical-align:top}
-figcaption{font-size:.85em;color:#545b66}.bar{background:#4c72b0;height:.8em}
+figcaption{font-size:.85em;color:#545b66;max-width:420px}.bar{background:#4c72b0;height:.8em}
 """
 
 
@@ -47,7 +47,10 @@ class BuildReport:
         self.scores: dict[str, list[float]] = defaultdict(list)
         """Scores by filter."""
         self.pictures: dict[str, list[tuple[str, str]]] = defaultdict(list)
-        """Key and JPEG of a few clips by reason."""
+        """Sentence in HTML and JPEG of a few clips by reason."""
+        self.failed: Counter[str] = Counter()
+        """Clips by filter that they fail, whether or not it is the first."""
+        self.num_sources = 0
         self.seconds: Counter[str] = Counter()
         """Core-seconds by stage."""
         self.video_s = 0.0
@@ -61,20 +64,31 @@ class BuildReport:
 
     def add(self, rows: Sequence[ClipRow], outcome: Outcome) -> None:
         """Take the rows of a source and how they came about."""
+        self.num_sources += 1
         for row in rows:
             self.reasons[row.reason] += 1
+            self.failed.update(row.failed)
             self.kept_s += row.num_frames / 25 if row.kept else 0.0
             for name, score in row.scores.items():
                 if score is not None:
                     self.scores[name].append(score)
             shown = self.pictures[row.reason]
             if row.key in outcome.thumbnails and len(shown) < _SAMPLES:
-                shown.append((row.key, outcome.thumbnails[row.key]))
+                shown.append((self._described(row), outcome.thumbnails[row.key]))
             if row.num_frames == 0:
                 self.unusable.append((row.source, row.reason, row.detail))
         self.seconds.update(outcome.seconds)
         self.video_s += outcome.video_s
         self.peak_rss_mb = max(self.peak_rss_mb, outcome.peak_rss_mb)
+
+    def _described(self, row: ClipRow) -> str:
+        """Where a clip comes from, and the score that it was rejected for."""
+        place = f"{escape(row.source)}, {row.start_frame / 25:.1f} s"
+        judge = next((f for f in self.settings.filters if f.name == row.reason), None)
+        score = row.scores.get(row.reason)
+        if judge is None or score is None:
+            return place
+        return f"{place}<br>{judge.name} {score:.3g}, passes {_passing(judge)}"
 
 
 def write_report(path: Path, report: BuildReport) -> None:
@@ -88,7 +102,9 @@ def write_report(path: Path, report: BuildReport) -> None:
     parts = [
         f"<!doctype html><meta charset=utf-8><title>Data build</title><style>{_STYLE}</style>",
         "<h1>Data build</h1>",
-        f"<p>{report.video_s / 60:.1f} minutes read, {report.kept_s / 60:.1f} minutes kept. "
+        f"<p>{report.num_sources} sources, {sum(report.reasons.values())} clips (or sources "
+        f"without any), {report.reasons.get('', 0)} kept; {report.video_s / 60:.1f} minutes read, "
+        f"{report.kept_s / 60:.1f} minutes kept. "
         f"Settings {report.settings.digest}, version {report.settings.version}.</p>",
         _funnel(report),
         _seconds(report),
@@ -104,20 +120,39 @@ def write_report(path: Path, report: BuildReport) -> None:
 
 def _funnel(report: BuildReport) -> str:
     """Counts by reason in the order of the funnel: what is left after each filter."""
-    ordered = [f.name for f in report.settings.filters]
-    others = sorted(set(report.reasons) - {"", *ordered})
+    filters = {f.name: f for f in report.settings.filters}
+    others = sorted(set(report.reasons) - {"", *filters})
     total = left = sum(report.reasons.values())
-    lines = []
-    for name in [*others, *ordered]:
+    lines = [f"<tr><td>all<td><td><td><td class=n>{total}<td>{_bar(1.0)}"]
+    for name in [*others, *filters]:
         lost = report.reasons.get(name, 0)
         left -= lost
-        share = left / total if total else 0.0
+        of = filters.get(name)
+        bound = _passing(of) if of else ""
+        # A filter without any score was never asked: SyncNet when it is off.
+        is_off = of is not None and not report.scores.get(name)
+        anyhow = "not measured" if is_off else report.failed.get(name, lost)
         lines.append(
-            f"<tr><td>{escape(name)}<td class=n>{lost}<td class=n>{left}"
-            f'<td><div class=bar style="width:{300 * share:.0f}px"></div>'
+            f"<tr><td>{escape(name)}<td>{bound}<td class=n>{lost}<td class=n>{anyhow}"
+            f"<td class=n>{left}<td>{_bar(left / total if total else 0.0)}"
         )
-    head = "<tr><th>reason<th>rejected<th>left<th>"
-    return f"<h2>Funnel</h2><table>{head}{''.join(lines)}</table>"
+    head = "<tr><th>reason<th>passes<th>rejected here<th>failed in all<th>left<th>"
+    note = (
+        "<p>A clip counts as rejected by the first filter that it fails, from top to bottom; "
+        "<i>failed in all</i> counts it at every one. Reasons without a bound concern files.</p>"
+    )
+    return f"<h2>Funnel</h2>{note}<table>{head}{''.join(lines)}</table>"
+
+
+def _bar(share: float) -> str:
+    return f'<div class=bar style="width:{300 * share:.0f}px"></div>'
+
+
+def _passing(of: Filter) -> str:
+    """Scores that pass, for people."""
+    signs = {"minimum": "&ge;", "maximum": "&le;"}
+    bounds = " and ".join(f"{signs[name]} {value:g}" for name, value in of.bounds().items())
+    return f"{bounds} {of.unit}".strip()
 
 
 def _seconds(report: BuildReport) -> str:
@@ -127,7 +162,10 @@ def _seconds(report: BuildReport) -> str:
         rate = hours / (seconds / 3600) if seconds else 0.0
         lines.append(f"<tr><td>{escape(stage)}<td class=n>{seconds:.2f}<td class=n>{rate:.1f}")
     head = "<tr><th>stage<th>core-seconds<th>hours of video per core-hour"
-    note = f"<p>Largest worker: {report.peak_rss_mb:.0f} MB.</p>"
+    note = (
+        "<p>Seconds of all cores together, without starting workers; the rate is what one core "
+        f"would do if it did nothing else. Largest worker: {report.peak_rss_mb:.0f} MB.</p>"
+    )
     return f"<h2>Core-seconds by stage</h2><table>{head}{''.join(lines)}</table>{note}"
 
 
@@ -136,7 +174,11 @@ def _histograms(report: BuildReport) -> str:
         _histogram(f, report.scores[f.name]) for f in report.settings.filters
         if report.scores.get(f.name)
     ]  # fmt: skip
-    return f"<h2>Scores</h2>{''.join(figures)}"
+    note = (
+        "<p>How many clips (upwards, the tallest bar marked) have which score. Red lines are the "
+        "bounds of the settings, red ground is what they reject.</p>"
+    )
+    return f"<h2>Scores</h2>{note}{''.join(figures)}"
 
 
 def _histogram(of: Filter, scores: Sequence[float]) -> str:
@@ -159,23 +201,43 @@ def _histogram(of: Filter, scores: Sequence[float]) -> str:
         f'y2="{_HEIGHT}" stroke="#b3261e" stroke-width="2"/>'
         for b in bounds.values()
     ]
-    limits = ", ".join(f"{name} {value:g}" for name, value in bounds.items())
-    unit = f" {of.unit}" if of.unit else ""
-    doc = escape((type(of).__doc__ or "").strip())
-    drawing = f'<svg width="{_WIDTH}" height="{_HEIGHT}">{"".join(bars + lines)}</svg>'
-    facts = f"<b>{escape(of.name)}</b> ({limits}{unit}), {low:.3g} to {high:.3g}<br>{doc}"
+    ground = [
+        f'<rect x="{at:.1f}" y="0" width="{width:.1f}" height="{_HEIGHT}" '
+        'fill="#b3261e" opacity="0.12"/>'
+        for at, width in _rejected(bounds, low, span)
+    ]
+    labels = (
+        f'<text x="0" y="{_HEIGHT + 14}">{low:.3g}</text>'
+        f'<text x="{_WIDTH}" y="{_HEIGHT + 14}" text-anchor="end">{low + span:.3g} {of.unit}</text>'
+        f'<text x="{_WIDTH / 2}" y="{_HEIGHT + 14}" text-anchor="middle">tallest: {tallest}</text>'
+    )
+    doc = escape(" ".join((type(of).__doc__ or "").split()))
+    drawing = (
+        f'<svg width="{_WIDTH}" height="{_HEIGHT + 18}" font-size="11" fill="#545b66">'
+        f"{''.join(ground + bars + lines)}{labels}</svg>"
+    )
+    facts = f"<b>{escape(of.name)}</b> passes {_passing(of)}<br>{doc}"
     return f"<figure>{drawing}<figcaption>{facts}</figcaption></figure>"
+
+
+def _rejected(bounds: Mapping[str, float], low: float, span: float) -> list[tuple[float, float]]:
+    """Where a histogram is out of bounds: left edges and widths in pixels."""
+    at = {name: (value - low) / span * _WIDTH for name, value in bounds.items()}
+    left = [(0.0, at["minimum"])] if "minimum" in at else []
+    return [*left, (at["maximum"], _WIDTH - at["maximum"])] if "maximum" in at else left
 
 
 def _pictures(report: BuildReport) -> str:
     sections = []
-    for reason, pictures in sorted(report.pictures.items()):
+    order = ["", *(f.name for f in report.settings.filters)]
+    for reason in [*order, *sorted(set(report.pictures) - set(order))]:
+        pictures = report.pictures.get(reason)
         if not pictures:
             continue
         images = [
-            f'<figure><img src="data:image/jpeg;base64,{data}" alt=""><figcaption>{escape(key)}'
+            f'<figure><img src="data:image/jpeg;base64,{data}" alt=""><figcaption>{text}'
             "</figcaption></figure>"
-            for key, data in pictures
+            for text, data in pictures
         ]
         title = f"Rejected: {escape(reason)}" if reason else "Kept"
         sections.append(f"<h2>{title}</h2>{''.join(images)}")

@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -169,6 +170,12 @@ def test_report_stands_alone(built, settings):
     for word in ("Funnel", "core-seconds", "Kept", "Rejected: speech", "duplicate", "no_audio"):
         assert word in page
     assert all(f">{f.name}<" in page for f in settings.filters)
+    assert "/good.mp4, 0.0 s</figcaption>" in page
+    assert re.search(r"/silent.mp4, 0.0 s<br>speech 0, passes &ge; 0.4<", page)
+    assert re.search(r"<td>speech<td>&ge; 0.4<td class=n>1<td class=n>1<td class=n>\d+<td>", page)
+    assert re.search(
+        r"<td>syncnet_offset<td>&le; 3 frames<td class=n>0<td class=n>not measured", page
+    )
 
 
 def test_memory_and_core_seconds_are_measured(built):
