@@ -106,11 +106,13 @@ def _measure_case(
     group = Group(0, 0, shape.window, (window,))
     passes = guidance_passes("text_first", 1.0, float(shape.num_passes), has_text=True,
                              has_audio=config.audio is not None)  # fmt: skip
-    texts = (_draw(device, 1, config.text_length, config.text_dim) for _ in range(2))
+    positive, negative = (
+        model.text_context(_draw(device, 1, config.text_length, config.text_dim)) for _ in range(2)
+    )
     sight = None
     if config.image_dim is not None:
         sight = model.image_context(_draw(device, 1, IMAGE_TOKENS, config.image_dim))
-    prompt = PromptContext(*(model.text_context(text) for text in texts), image=sight)
+    prompt = PromptContext(positive, negative, sight)
     channels = _draw(device, config.in_channels - config.out_channels, shape.window, shape.height,
                      shape.width)  # fmt: skip
     assert config.audio is not None
