@@ -12,7 +12,12 @@ from skyreels_rt.errors import InvalidArgument
 from skyreels_rt.job import JobSettings
 from skyreels_rt.options import bytes_per_latent
 from skyreels_rt.runtime.device import device_memory
-from skyreels_rt.runtime.memory import MemoryEstimate, activation_bytes, residual_bytes
+from skyreels_rt.runtime.memory import (
+    MemoryEstimate,
+    activation_bytes,
+    graph_bytes,
+    residual_bytes,
+)
 
 
 def estimate_job(
@@ -42,6 +47,7 @@ def estimate_job(
             components.transformer.config, num_tokens=tokens, itemsize=components.dtype.itemsize
         ),
         residuals=_residuals(components, settings, group, tokens),
+        graphs=_graphs(components, settings, frames),
         host=on_host,
         available=device_memory(components.device),
     )
@@ -91,4 +97,21 @@ def _residuals(components: Components, settings: JobSettings, group: Group, num_
         num_passes=len(job_passes(components, settings)),
         itemsize=components.dtype.itemsize,
         has_gate=plan.gate is not None,
+    )
+
+
+def _graphs(components: Components, settings: JobSettings, frames: int) -> int:
+    """Fixed buffers of the steps of a job, where they are recorded."""
+    if components.graphs is None:
+        return 0
+    passes, stride = job_passes(components, settings), components.vae.spatial_stride
+    return graph_bytes(
+        components.transformer.config,
+        frames=frames,
+        height=settings.height // stride,
+        width=settings.width // stride,
+        num_passes=len(passes),
+        num_texts=len({one.text for one in passes} if settings.prompt else {False}),
+        itemsize=components.dtype.itemsize,
+        has_cache=components.step_plan(settings.teacache, settings.schedule.timesteps).skips,
     )

@@ -24,6 +24,7 @@ from skyreels_rt.kernels import KernelPlan
 from skyreels_rt.models.transformer import SkyReelsTransformer
 from skyreels_rt.report import Report, Row
 from skyreels_rt.runtime.cuda_graphs import CudaRecorder, Recorder, StepGraphs
+from skyreels_rt.runtime.memory import IMAGE_TOKENS
 from skyreels_rt.runtime.step_cache import StepPlan
 
 GRAPH_CASES = tuple(case for case in CASES if case.shape.num_windows == 1)
@@ -32,7 +33,6 @@ KINDS = ("keep", "skip", "compute")
 
 _CYCLE = (True, False, True)
 _WARM_CYCLES = 2
-_IMAGE_TOKENS = 257  # of CLIP ViT-H/14 at 224 pixels
 
 
 def measure_graphs(
@@ -106,11 +106,13 @@ def _measure_case(
     group = Group(0, 0, shape.window, (window,))
     passes = guidance_passes("text_first", 1.0, float(shape.num_passes), has_text=True,
                              has_audio=config.audio is not None)  # fmt: skip
-    texts = (_draw(device, 1, config.text_length, config.text_dim) for _ in range(2))
+    positive, negative = (
+        model.text_context(_draw(device, 1, config.text_length, config.text_dim)) for _ in range(2)
+    )
     sight = None
     if config.image_dim is not None:
-        sight = model.image_context(_draw(device, 1, _IMAGE_TOKENS, config.image_dim))
-    prompt = PromptContext(*(model.text_context(text) for text in texts), image=sight)
+        sight = model.image_context(_draw(device, 1, IMAGE_TOKENS, config.image_dim))
+    prompt = PromptContext(positive, negative, sight)
     channels = _draw(device, config.in_channels - config.out_channels, shape.window, shape.height,
                      shape.width)  # fmt: skip
     assert config.audio is not None

@@ -34,9 +34,7 @@ from skyreels_rt.distributed.traffic import (
     window_bytes,
 )
 from skyreels_rt.errors import InvalidArgument, InvalidMesh
-
-IMAGE_TOKENS = 257
-"""Of CLIP, in models with an image branch."""
+from skyreels_rt.runtime.memory import IMAGE_TOKENS
 
 POINTWISE_BYTES = 63
 """Bytes a block moves per element of the hidden state, one fused kernel per pattern, bfloat16."""

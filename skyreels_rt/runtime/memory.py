@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from skyreels_rt.config import TransformerConfig
@@ -11,6 +12,9 @@ MIN_TIMELINE_BUDGET = 48 * 2**20
 
 WEIGHTS_SHARE = 0.1
 """Share of the weights' bytes that it may take instead, if that is more."""
+
+IMAGE_TOKENS = 257
+"""Tokens of CLIP ViT-H/14 at 224 pixels, Wan's image encoder."""
 
 KEPT_FOLD_BYTES = 2**20
 """Most that the audio folds of all blocks may take for a latent, to be kept over the steps."""
@@ -38,6 +42,8 @@ class MemoryEstimate:
     residuals : int
         What a step cache keeps of the blocks, for all windows and guidance passes of a group. It
         has no say in the horizon: switching a cache on must not change the windows.
+    graphs : int
+        Fixed buffers of the recorded steps of a job, where steps are recorded.
     host : int
         Weights that stay in host memory; no part of the total.
     available : int or None
@@ -49,6 +55,7 @@ class MemoryEstimate:
     vae_cache: int
     activations: int
     residuals: int = 0
+    graphs: int = 0
     host: int = 0
     available: int | None = None
 
@@ -65,6 +72,7 @@ class MemoryEstimate:
             "vae cache": self.vae_cache,
             "activations": self.activations,
             "residuals": self.residuals,
+            "graphs": self.graphs,
             "total": self.total,
         }
         if self.host:
@@ -79,8 +87,8 @@ class MemoryEstimate:
     @property
     def total(self) -> int:
         """Sum of all owners."""
-        parts = (self.weights, self.timeline, self.vae_cache, self.activations, self.residuals)
-        return sum(parts)
+        state = self.timeline + self.vae_cache + self.activations
+        return self.weights + state + self.residuals + self.graphs
 
 
 def latent_bytes(
@@ -191,6 +199,46 @@ def residual_bytes(
         Steps are decided while they run: every window keeps its last signal, too.
     """
     return num_windows * (num_passes + has_gate) * num_tokens * config.dim * itemsize
+
+
+def graph_bytes(
+    config: TransformerConfig,
+    *,
+    frames: int,
+    height: int,
+    width: int,
+    num_passes: int,
+    num_texts: int,
+    itemsize: int,
+    has_cache: bool,
+) -> int:
+    """Bytes of the fixed buffers of recorded steps: what a window holds, inputs and results.
+
+    Parameters
+    ----------
+    config : TransformerConfig
+        Sizes.
+    frames, height, width : int
+        Latents of a window, a leading slot included.
+    num_passes, num_texts : int
+        Guidance passes of a step, and different prompts among them.
+    itemsize : int
+        Bytes of the transformer's dtype.
+    has_cache : bool
+        Steps are skipped: two more recordings, which keep and take residuals.
+    """
+    cells = frames * height * width
+    num_tokens = cells // math.prod(config.patch_size)
+    context = num_texts * config.text_length
+    context += 0 if config.image_dim is None else IMAGE_TOKENS
+    held = 2 * config.num_layers * context * config.dim * itemsize
+    held += num_tokens * config.head_dim * 4  # rotary tables
+    if config.audio is not None:
+        held += min(2, num_passes) * frames * audio_context_bytes(config, itemsize)
+    step = cells * (config.in_channels * 4 + num_passes * config.out_channels * itemsize)
+    step += 8  # the timestep
+    residuals = 2 * num_passes * num_tokens * config.dim * itemsize
+    return held + (3 * step + residuals if has_cache else step)
 
 
 def activation_bytes(config: TransformerConfig, *, num_tokens: int, itemsize: int) -> int:

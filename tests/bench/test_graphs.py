@@ -27,10 +27,13 @@ class Counting(RerunRecorder):
         self.made.append(self)
 
 
-def test_rows_of_every_kind_and_side():
+@pytest.mark.parametrize("image_dim", [None, 32])
+def test_rows_of_every_kind_and_side(image_dim):
+    case = replace(CASE, config=replace(CASE.config, image_dim=image_dim))
     seen = []
+    Counting.made.clear()
     report = measure_graphs(
-        command="test", device=CPU, dtype=torch.float32, repeats=5, cases=(CASE,),
+        command="test", device=CPU, dtype=torch.float32, repeats=5, cases=(case,),
         recorder=Counting, on_row=seen.append,
     )  # fmt: skip
     assert seen == report.rows

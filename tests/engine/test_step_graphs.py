@@ -131,6 +131,19 @@ def test_sessions_that_share_recordings_do_not_mix(parts):
     assert recorder.num_recorded == 3
 
 
+@pytest.mark.parametrize("model", ["all_frames", "leading_slot"])
+@pytest.mark.parametrize("options", ["plain", "skipping", "three passes, skipping"])
+def test_the_estimate_counts_their_buffers(model, options):
+    plain = tiny_components(MODELS[model])
+    engine, _ = recorded(plain)
+    options = OPTIONS[options] | {"horizon": 9}
+    frames(engine, **options)
+    counted = engine.estimate(1.0, **options).graphs
+    held = engine.components.graphs.num_bytes
+    assert held <= counted <= 1.3 * held
+    assert rt.Engine(plain).estimate(1.0, **options).graphs == 0
+
+
 def test_a_step_that_cannot_be_recorded_is_named_or_runs_as_it_is(parts, caplog):
     block = parts.transformer.blocks[1]
     handle = block.register_forward_hook(lambda _, a, out: float(out[0].sum()) and None)

@@ -171,8 +171,8 @@ MEMBERS = {
         "steps",
     ],
     "MemoryEstimate": [
-        "activations", "available", "describe", "fits", "host", "residuals", "timeline", "total",
-        "vae_cache", "weights",
+        "activations", "available", "describe", "fits", "graphs", "host", "residuals", "timeline",
+        "total", "vae_cache", "weights",
     ],
     "Progress": ["done", "frames", "stage", "total"],
     "Video": ["audio", "duration", "fps", "frames", "num_frames", "sample_rate", "save", "steps"],
