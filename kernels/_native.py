@@ -93,6 +93,12 @@ def triton_interprets() -> bool:
     return env.triton_interprets() and _find_triton()[0]
 
 
+def cpu_has_amx() -> bool:
+    """Whether this CPU multiplies bf16 matrices in its tile registers (AMX)."""
+    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("amx_bf16"))
+
+
 def extension_status() -> tuple[bool, str]:
     """Whether ``_C`` is in use, and where it is or why not."""
     module, detail = _load_extension()

@@ -153,12 +153,6 @@ def _capability_obstacle() -> str | None:
     return f"needs compute capability {MIN_CAPABILITY}, the device has {capability}"
 
 
-def cpu_has_amx() -> bool:
-    """Whether this CPU multiplies bf16 matrices in its tile registers (AMX)."""
-    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(capabilities.get("amx_bf16"))
-
-
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def resolve(op: str, impl: Impl, device_type: str, dtype: torch.dtype) -> str:
     """Turn a request into the name of the implementation that will run.
@@ -194,7 +188,7 @@ def _decide(op: str, impl: Impl, device_type: str, dtype: torch.dtype) -> tuple[
     runnable = [candidate for candidate, why in obstacles.items() if why is None]
     if impl is Impl.AUTO:
         on_cpu = device_type == "cpu" and dtype is torch.bfloat16
-        if on_cpu and op in OUTRUN_BY_AMX and cpu_has_amx():
+        if on_cpu and op in OUTRUN_BY_AMX and _native.cpu_has_amx():
             return Impl.REFERENCE, "torch's matrix products use this CPU's AMX"
         at_home = [c.impl for c in CANDIDATES[op] if c.device_type == device_type]
         fitting = [candidate for candidate in runnable if candidate in at_home]
@@ -299,7 +293,8 @@ class KernelPlan:
     @property
     def is_plain(self) -> bool:
         """Whether every operator is its reference: the model then is plain torch throughout."""
-        return all(getattr(self, op) is Impl.REFERENCE for op in CANDIDATES)
+        plain = all(getattr(self, op) is Impl.REFERENCE for op in CANDIDATES)
+        return plain and self.attention is not AttentionBackend.CPP
 
     def describe(self) -> str:
         """Return the plan as lines of text, one operator each."""

@@ -1,9 +1,10 @@
 """Signatures of the compiled CPU operators (csrc/bindings/module.cpp).
 
 Tensors are addresses; sizes and strides count elements; ``dtype`` is 0 (fp32) or 1 (bf16); ``isa``
-is ``""`` (widest), ``"plain"``, ``"avx2"`` or ``"avx512"``. A bad argument raises ValueError. The
-GIL is released while computing. A ``SegmentTable`` stands for a (B or 1, S, D) fp32 tensor: its
-address, S, stride of the batch (0 where broadcast), stride of a segment.
+is ``""`` (widest), ``"plain"``, ``"avx2"``, ``"avx512"`` or ``"avx512_bf16"``. A bad argument
+raises ValueError. The GIL is released while computing. A ``SegmentTable`` stands for a
+(B or 1, S, D) fp32 tensor: its address, S, stride of the batch (0 where broadcast), stride of a
+segment.
 """
 
 from collections.abc import Sequence
@@ -77,6 +78,19 @@ def pack_conv_weight(
     channels: int,
     taps: int,
     strides: tuple[int, int, int, int],
+    num_threads: int,
+    isa: str = "",
+) -> None: ...
+def dense_attention(
+    q: int,
+    k: int,
+    v: int,
+    out: int,
+    maxima: int,
+    exponentials: int,
+    dtype: int,
+    sizes: Sequence[int],
+    strides: Sequence[Sequence[int]],
     num_threads: int,
     isa: str = "",
 ) -> None: ...

@@ -17,7 +17,8 @@ namespace skyreels_rt::bindings {
 
 namespace py = pybind11;
 
-constexpr const char* kIsaNames[] = {"plain", "avx2", "avx512"};
+constexpr int kIsaCount = 4;
+constexpr const char* kIsaNames[kIsaCount] = {"plain", "avx2", "avx512", "avx512_bf16"};
 
 inline void require(bool ok, const char* what) {
   if (!ok) throw std::invalid_argument(what);
@@ -45,6 +46,7 @@ void bind_absorbed_audio_attention(py::module_& m);
 void bind_audio_cross_attention(py::module_& m);
 void bind_blf_step(py::module_& m);
 void bind_causal_conv3d(py::module_& m);
+void bind_dense_attention(py::module_& m);
 void bind_frames_to_uint8(py::module_& m);
 void bind_gate_residual_norm_modulate(py::module_& m);
 void bind_norm_modulate(py::module_& m);

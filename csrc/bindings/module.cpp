@@ -15,10 +15,11 @@ DType cpu_dtype(int code) {
 
 Isa parse_isa(const std::string& name) {
   if (name.empty()) return best_isa();
-  for (int i = 0; i < 3; ++i) {
+  for (int i = 0; i < kIsaCount; ++i) {
     if (name == kIsaNames[i]) return static_cast<Isa>(i);
   }
-  throw std::invalid_argument("isa: expected '', 'plain', 'avx2' or 'avx512', got '" + name + "'");
+  throw std::invalid_argument(
+      "isa: expected '', 'plain', 'avx2', 'avx512' or 'avx512_bf16', got '" + name + "'");
 }
 
 SegmentTable segment_table(const Table& table, int64_t length, const char* what) {
@@ -31,7 +32,7 @@ namespace {
 
 std::vector<std::string> available_isas() {
   std::vector<std::string> names;
-  for (int i = 0; i < 3; ++i) {
+  for (int i = 0; i < kIsaCount; ++i) {
     if (isa_available(static_cast<Isa>(i))) names.emplace_back(kIsaNames[i]);
   }
   return names;
@@ -50,6 +51,7 @@ PYBIND11_MODULE(_C, m) {
   bindings::bind_audio_cross_attention(m);
   bindings::bind_blf_step(m);
   bindings::bind_causal_conv3d(m);
+  bindings::bind_dense_attention(m);
   bindings::bind_frames_to_uint8(m);
   bindings::bind_gate_residual_norm_modulate(m);
   bindings::bind_norm_modulate(m);

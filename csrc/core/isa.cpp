@@ -16,6 +16,8 @@ bool isa_available(Isa isa) {
       return isa_available(Isa::kAvx2) && __builtin_cpu_supports("avx512f") &&
              __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
              __builtin_cpu_supports("avx512vl");
+    case Isa::kAvx512Bf16:
+      return isa_available(Isa::kAvx512) && __builtin_cpu_supports("avx512bf16");
 #endif
     default:
       return false;
@@ -23,9 +25,10 @@ bool isa_available(Isa isa) {
 }
 
 Isa best_isa() {
-  static const Isa best = isa_available(Isa::kAvx512) ? Isa::kAvx512
-                          : isa_available(Isa::kAvx2) ? Isa::kAvx2
-                                                      : Isa::kPlain;
+  static const Isa best = isa_available(Isa::kAvx512Bf16) ? Isa::kAvx512Bf16
+                          : isa_available(Isa::kAvx512)   ? Isa::kAvx512
+                          : isa_available(Isa::kAvx2)     ? Isa::kAvx2
+                                                          : Isa::kPlain;
   return best;
 }
 

@@ -150,6 +150,17 @@ inline f32v swap_pairs(f32v v) {
 
 inline f32v splat(float x) { return x - f32v{}; }  // exact, also for -0.0: a broadcast
 
+// a > b ? a : b, which GCC makes a comparison and a selection of.
+inline f32v vmax(f32v a, f32v b) {
+#if defined(__AVX512F__)
+  return (f32v)_mm512_maskz_max_ps(0xffff, (__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+  return (f32v)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+  return a > b ? a : b;
+#endif
+}
+
 // a * b + c with one rounding: one operation with the same bytes in every build.
 inline f32v vfma(f32v a, f32v b, f32v c) {
 #if defined(__FMA__) && defined(__AVX512F__)

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from skyreels_rt import kernels
-from skyreels_rt.kernels import Impl
+from skyreels_rt.kernels import AttentionBackend, Impl
 from skyreels_rt.kernels.reference.audio_cross_attention import (
     audio_cross_attention as eager_audio_cross_attention,
 )
@@ -57,7 +58,7 @@ class KernelCase:
     make : callable
         Inputs of a type.
     run : callable
-        The operator, with ``impl``.
+        The operator, with ``impl``: that field's value.
     reference : callable
         What it replaces, in eager torch.
     """
@@ -168,6 +169,21 @@ def _audio(
     )  # fmt: skip
 
 
+def _attention(name: str, heads: int, length: int, keys: int, head_dim: int) -> KernelCase:
+    def make(dtype: torch.dtype) -> Inputs:
+        q, k, v = (
+            _random(1, count, heads, head_dim, dtype=dtype).transpose(1, 2)
+            for count in (length, keys, keys)
+        )
+        return q, k, v
+
+    def run(q: Tensor, k: Tensor, v: Tensor, impl: Impl | AttentionBackend) -> object:
+        return kernels.dense_attention(q, k, v, backend=AttentionBackend(impl.value))
+
+    sizes = {"heads": heads, "tokens": length, "keys": keys, "head_dim": head_dim}
+    return KernelCase("attention", name, sizes, False, make, run, F.scaled_dot_product_attention)
+
+
 def _rms(name: str, channels: int, frames: int, side: int) -> KernelCase:
     return KernelCase(
         "rms_norm_silu", name, {"channels": channels, "frames": frames, "side": side}, True,
@@ -257,6 +273,9 @@ CASES: tuple[KernelCase, ...] = (
     _qk("1.3b", 8640, 12, 128),
     _audio("demo", 9, 256, 8, 3, 64),
     _audio("1.3b", 9, 960, 32, 12, 128),
+    _attention("demo", 3, 2304, 2304, 64),
+    _attention("demo-text", 3, 2304, 144, 64),
+    _attention("1.3b-text", 12, 8640, 512, 128),
     _rms("demo", 48, 4, 128),
     _rms("wan", 96, 4, 240),
     _frames("demo", 4, 256),

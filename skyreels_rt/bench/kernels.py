@@ -16,7 +16,7 @@ import torch
 
 from skyreels_rt.bench.kernel_cases import CASES, KernelCase
 from skyreels_rt.errors import InvalidArgument
-from skyreels_rt.kernels import Impl, KernelPlan
+from skyreels_rt.kernels import AttentionBackend, Impl, KernelPlan
 from skyreels_rt.report import Report, Row
 
 MIN_REPEATS = 5
@@ -105,7 +105,7 @@ def _measure(
         seconds = _alternate(sides, repeats)
     name = f"kernels.{case.op}.{case.name}.{str(dtype).removeprefix('torch.')}"
     target: float | None = FUSED_TARGET if case.fused else SINGLE_PASS_TARGET
-    if impl is Impl.REFERENCE:
+    if impl in (Impl.REFERENCE, AttentionBackend.SDPA):
         target = None  # the plan chose what ours is compared with
     rows = [
         _row(f"{name}.seconds", seconds["ours"], "s"),

@@ -81,7 +81,7 @@ class SequenceShard:
         if self._ring.size == 1:
             attended = dense_attention(q, k, v, backend=backend)
         else:
-            attended = self._ring_attention(q, k, v)
+            attended = self._ring_attention(q, k, v, backend)
         return self._heads_to_tokens(attended.transpose(1, 2), num_heads).flatten(2)
 
     def gather(self, x_BLD: Tensor) -> Tensor:
@@ -112,7 +112,7 @@ class SequenceShard:
         shapes = [(x.shape[0], own, count, x.shape[-1]) for count in heads]
         return torch.cat(axis.all_to_all(parts, shapes), dim=2)
 
-    def _ring_attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def _ring_attention(self, q: Tensor, k: Tensor, v: Tensor, backend: AttentionBackend) -> Tensor:
         """Attention of (B, n, L, K) over the keys of all ring ranks."""
         axis, sizes = self._ring, self._block_sizes
         after, before = (axis.index + 1) % axis.size, (axis.index - 1) % axis.size
@@ -124,7 +124,7 @@ class SequenceShard:
                 size = sizes[(axis.index - turn - 1) % axis.size]
                 coming = block.new_empty((*block.shape[:3], size, block.shape[-1]))
                 transfer = axis.start({after: block}, {before: coming})
-            part, part_lse = dense_attention_lse(q, block[0], block[1])
+            part, part_lse = dense_attention_lse(q, block[0], block[1], backend=backend)
             if merged is None or lse is None:
                 merged, lse = part.float(), part_lse
             else:

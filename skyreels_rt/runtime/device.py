@@ -7,7 +7,7 @@ import os
 import torch
 
 from skyreels_rt.errors import InvalidArgument
-from skyreels_rt.kernels._select import cpu_has_amx
+from skyreels_rt.kernels._native import cpu_has_amx
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

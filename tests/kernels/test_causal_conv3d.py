@@ -83,7 +83,7 @@ def test_cpp_is_near_the_oracle(shape, with_past, with_residual, doubled):
 
 
 @needs_cpp
-@pytest.mark.parametrize("isa", ["plain", "avx2", "avx512"])
+@pytest.mark.parametrize("isa", ["plain", "avx2", "avx512", "avx512_bf16"])
 @pytest.mark.parametrize("threads", [1, 3])
 def test_the_same_bytes_on_every_processor_and_number_of_threads(isa, threads, monkeypatch):
     from skyreels_rt.kernels import _native

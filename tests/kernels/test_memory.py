@@ -24,7 +24,7 @@ SMALL_CHANGE = 4096
 
 CPP_OPERATORS = {
     op for op, candidates in CANDIDATES.items() if Impl.CPP in {one.impl for one in candidates}
-}
+} | {"attention"}
 
 needs_cpp = pytest.mark.skipif(not _native.extension_status()[0], reason="_C is not built")
 

@@ -142,10 +142,10 @@ class Job:
         return {name: every[name] for name in mesh.sent_bytes}
 
 
-def attends_padding(q, k, v):
+def attends_padding(q, k, v, *, backend):
     """Keys and values padded with zeros to a multiple of 8 and attended, as engines have done."""
     pad = (0, 0, 0, -k.shape[2] % 8)
-    return dense_attention_lse(q, F.pad(k, pad), F.pad(v, pad))
+    return dense_attention_lse(q, F.pad(k, pad), F.pad(v, pad), backend=backend)
 
 
 def merges_evenly(out, lse, other, other_lse):
