@@ -10,9 +10,10 @@ from typing import Any, Literal, TypeAlias, TypedDict, Unpack, cast
 import torch
 
 from skyreels_rt.components import Components
-from skyreels_rt.distributed.fit import require_model
+from skyreels_rt.distributed.fit import require_heads
 from skyreels_rt.distributed.mesh import Mesh, open_mesh, rank_device
 from skyreels_rt.distributed.parallel import Parallel
+from skyreels_rt.distributed.usp_library import USPLibrary, use_library
 from skyreels_rt.errors import InvalidArgument, ModelError
 from skyreels_rt.export.exported_vae import VAERunner, load_exported_vae
 from skyreels_rt.kernels import KernelPlan
@@ -29,6 +30,7 @@ from skyreels_rt.weights.hub import fetch_snapshot, is_hub_id
 from skyreels_rt.weights.lora import Lora
 
 TINY_NAME = "tiny-random"
+USPChoice: TypeAlias = Literal["auto", "torch", "yunchang"]
 Kernels: TypeAlias = Literal["auto", "reference"] | Mapping[str, str]
 _ASSETS = Path(__file__).parent / "assets"
 
@@ -88,6 +90,9 @@ class LoadOptions(VAEChoice, total=False):
         Branch, tag or commit of a hub id; a full commit pins what is loaded.
     offline : bool
         Take a hub id from the local cache, connecting to nothing.
+    usp : {"auto", "torch", "yunchang"}
+        Who exchanges tokens between ulysses and ring ranks; ``"auto"`` is yunchang (``[usp]``) on
+        CUDA, where all ranks found it right.
     """
 
     dtype: str | torch.dtype
@@ -98,6 +103,7 @@ class LoadOptions(VAEChoice, total=False):
     graphs: Graphs
     revision: str | None
     offline: bool
+    usp: USPChoice
 
 
 def load_facts(options: LoadOptions) -> dict[str, Any]:
@@ -148,14 +154,27 @@ def load_pretrained(
     **options: Unpack[LoadOptions],
 ) -> Components:
     """Parts of a model; takes and raises what :meth:`Engine.from_pretrained` does."""
+    usp = _usp_library(options.pop("usp", "auto"))
+    rest: Any = options
     if parallel is None:
-        return _load(model, resolve_device(device), on_progress, **options)
+        if usp is USPLibrary.YUNCHANG:
+            raise InvalidArgument("usp", expected="parallel with ulysses or ring", got="none")
+        return _load(model, resolve_device(device), on_progress, **rest)
     where = resolve_device(rank_device(device))
     mesh = parallel if isinstance(parallel, Mesh) else open_mesh(parallel, where)
-    parts = _load(model, mesh.device, on_progress, is_alone=False, **options)
-    require_model(mesh.parallel, parts.transformer.config)
+    parts = _load(model, mesh.device, on_progress, is_alone=False, **rest)
+    require_heads(mesh.parallel, parts.transformer.config.num_heads)
     mesh.wait_for_all()
+    use_library(usp, mesh, parts.dtype, parts.transformer.config.num_heads)
     return replace(parts, mesh=mesh)
+
+
+def _usp_library(name: str) -> USPLibrary:
+    try:
+        return USPLibrary(name)
+    except ValueError:
+        known = ", ".join(one.value for one in USPLibrary)
+        raise InvalidArgument("usp", expected=f"one of {known}", got=repr(name)) from None
 
 
 def _load(

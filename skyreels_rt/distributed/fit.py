@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable
 from dataclasses import astuple
 
-from skyreels_rt.config import TransformerConfig
 from skyreels_rt.distributed.parallel import Parallel
 from skyreels_rt.errors import InvalidMesh
 
@@ -58,26 +57,6 @@ def require_heads(parallel: Parallel, num_heads: int) -> None:
             expected=f"at most the model's {num_heads} heads",
             got=parallel.ulysses,
             suggestions=nearest(parallel, parallel.world_size, lambda p: _has_heads(p, num_heads)),
-        )
-
-
-def require_model(parallel: Parallel, config: TransformerConfig) -> None:
-    """Raise unless the transformer can be cut as ``parallel`` says.
-
-    Raises
-    ------
-    InvalidMesh
-        As :func:`require_heads`; or token axes for audio that shares the text's queries
-        (FantasyTalking), which sees whole frames.
-    """
-    require_heads(parallel, config.num_heads)
-    shares = config.audio is not None and config.audio.kind == "shared_query"
-    if shares and parallel.ulysses * parallel.ring > 1:
-        raise InvalidMesh(
-            "parallel",
-            expected="window and guidance axes alone, for audio of kind shared_query",
-            got=str(parallel),
-            suggestions=nearest(parallel, parallel.world_size, lambda p: p.ulysses == p.ring == 1),
         )
 
 

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, astuple
 from datetime import timedelta
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
@@ -20,6 +21,7 @@ from skyreels_rt.distributed.axis import Axis, peer_failures
 from skyreels_rt.distributed.fit import require_world
 from skyreels_rt.distributed.parallel import Parallel
 from skyreels_rt.env import launched_rank
+from skyreels_rt.kernels import AttentionBackend
 
 DEFAULT_TIMEOUT_S = 60.0
 """Seconds a rank waits for another one. A step of the slowest rank must be shorter."""
@@ -38,6 +40,17 @@ AXES: dict[str, tuple[int, ...]] = {
 }
 """Every axis, as dimensions of the mesh: those of :class:`Parallel`; the ranks that share a pass's
 tokens; those that share the windows; all."""
+
+
+class TokenExchange(Protocol):
+    """A library's self-attention over the tokens of all ranks, dealt in equal shares."""
+
+    is_required: bool
+    """Whether shapes that it cannot deal out are refused."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, backend: AttentionBackend) -> Tensor:
+        """Attention of the own tokens' queries over the keys of all, (B, l, N, K) each."""
+        ...
 
 
 class Mesh:
@@ -59,6 +72,13 @@ class Mesh:
         The axes of more than one rank as torch knows them, for other libraries.
     is_owner : bool
         Whether :meth:`close` ends torch's process group.
+
+    Attributes
+    ----------
+    exchange : TokenExchange or None
+        Library that attends where ranks share tokens; None for :mod:`.usp` itself.
+    exchange_note : str
+        Why, one clause (:func:`.usp_library.use_library`).
     """
 
     def __init__(
@@ -79,6 +99,8 @@ class Mesh:
         self._axes = axes
         self._control = control
         self._is_owner = is_owner
+        self.exchange: TokenExchange | None = None
+        self.exchange_note = ""
 
     @property
     def is_writer(self) -> bool:
@@ -139,7 +161,11 @@ class Mesh:
         if not places:
             return "one rank"
         backend = "nccl" if self.device.type == "cuda" else "gloo"
-        return f"{self.parallel}; rank {self.rank}: {places}; {backend}"
+        text = f"{self.parallel}; rank {self.rank}: {places}; {backend}"
+        if self._axes["sequence"].size > 1 and self.exchange_note:
+            text += f"; usp by {'torch' if self.exchange is None else 'yunchang'}"
+            text += f" ({self.exchange_note})"
+        return text
 
     def close(self) -> None:
         """End torch's process group, if :func:`open_mesh` made it. Every rank must call it."""

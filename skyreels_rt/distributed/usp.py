@@ -34,7 +34,8 @@ class SequenceShard:
     Raises
     ------
     InvalidMesh
-        There are fewer tokens than ranks.
+        There are fewer tokens than ranks, or not equally many for each where ``usp="yunchang"`` was
+        asked for.
     """
 
     def __init__(self, mesh: Mesh, num_tokens: int) -> None:
@@ -45,6 +46,14 @@ class SequenceShard:
                 "parallel.ulysses * parallel.ring",
                 expected=f"at most the {num_tokens} tokens of a window",
                 got=self._sequence.size,
+            )
+        self._library = mesh.exchange if num_tokens % self._sequence.size == 0 else None
+        if self._library is None and mesh.exchange is not None and mesh.exchange.is_required:
+            raise InvalidMesh(
+                "usp",
+                expected=f"tokens that {self._sequence.size} ranks share equally, for yunchang",
+                got=f"{num_tokens} tokens of a window",
+                suggestions=("usp='torch'",),
             )
         self.num_tokens = num_tokens
         self._sizes = split_evenly(num_tokens, self._sequence.size)
@@ -76,7 +85,10 @@ class SequenceShard:
         PeerFailed
             A rank left, or did not answer in time.
         """
-        qkv = torch.stack([x.unflatten(-1, (num_heads, -1)) for x in (q_BLD, k_BLD, v_BLD)])
+        q, k, v = (x.unflatten(-1, (num_heads, -1)) for x in (q_BLD, k_BLD, v_BLD))
+        if self._library is not None and num_heads % self._ulysses.size == 0:
+            return self._library.attend(q, k, v, backend).flatten(2)
+        qkv = torch.stack((q, k, v))
         q, k, v = self._tokens_to_heads(qkv, num_heads).transpose(2, 3)
         if self._ring.size == 1:
             attended = dense_attention(q, k, v, backend=backend)

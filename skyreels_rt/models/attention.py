@@ -7,8 +7,10 @@ Legend: B batch, L tokens, S context tokens, D width, N heads, K head size.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -20,7 +22,7 @@ from skyreels_rt.kernels import (
     qk_norm_rope,
 )
 from skyreels_rt.models.fp8_linear import QuantizedRows, shared_rows
-from skyreels_rt.models.token_shard import TokenShard
+from skyreels_rt.models.token_shard import FrameSegment, TokenShard
 
 KeysValues = tuple[Tensor, Tensor]
 """Keys and values ready for attention, shape (B, N, S, K) each."""
@@ -36,11 +38,25 @@ class SharedQueryAudio:
         Projected audio tokens.
     present : Tensor, shape (B, F, M), bool
         False for tokens that stand for no sound; they are not attended.
+    segments : tuple of FrameSegment
+        The video tokens' runs, where a rank holds only some; F are then the frames they touch.
+        Empty for whole frames.
     """
 
     keys: Tensor
     values: Tensor
     present: Tensor
+    segments: tuple[FrameSegment, ...] = ()
+
+    def cuts(self) -> Iterator[tuple[int, SharedQueryAudio]]:
+        """Number of tokens and audio of each segment; views."""
+        for segment in self.segments:
+            first = self.segments[0].first_frame
+            frames = slice(segment.first_frame - first, segment.stop_frame - first)
+            cut = SharedQueryAudio(
+                self.keys[:, frames], self.values[:, frames], self.present[:, frames]
+            )
+            yield segment.num_tokens, cut
 
 
 class RMSNorm(nn.RMSNorm):
@@ -159,10 +175,12 @@ class CrossAttention(nn.Module):
         keys = self.norm_k_img(self.k_img(context_BSD))
         return _heads(keys, self.num_heads), _heads(self.v_img(context_BSD), self.num_heads)
 
-    def audio_keys_values(self, tokens_BFMC: Tensor) -> SharedQueryAudio:
+    def audio_keys_values(
+        self, tokens_BFMC: Tensor, segments: tuple[FrameSegment, ...] = ()
+    ) -> SharedQueryAudio:
         """Keys and values of audio tokens; a token of zeros is absent. Constant over the steps."""
         return SharedQueryAudio(
-            self.k_audio(tokens_BFMC), self.v_audio(tokens_BFMC), tokens_BFMC.any(dim=-1)
+            self.k_audio(tokens_BFMC), self.v_audio(tokens_BFMC), tokens_BFMC.any(dim=-1), segments
         )
 
     def forward(
@@ -180,16 +198,24 @@ class CrossAttention(nn.Module):
             attended = attended + dense_attention(q, *image, backend=self.plan.attention)
         merged = _merge(attended)
         if audio is not None:
-            merged = merged + audio_cross_attention(
-                q_BLD,
-                audio.keys,
-                audio.values,
-                num_heads=self.num_heads,
-                token_mask=audio.present,
-                impl=self.plan.audio_cross_attention,
-            )
+            merged = merged + self._hear(q_BLD, audio)
         out: Tensor = self.o(merged)
         return out
+
+    def _hear(self, q_BLD: Tensor, audio: SharedQueryAudio) -> Tensor:
+        """What the queries find in the audio of their own frames, (B, L, D)."""
+        if audio.segments:
+            lengths, cuts = zip(*audio.cuts(), strict=True)
+            runs = zip(q_BLD.split(lengths, dim=1), cuts, strict=True)
+            return torch.cat([self._hear(*run) for run in runs], dim=1)
+        return audio_cross_attention(
+            q_BLD,
+            audio.keys,
+            audio.values,
+            num_heads=self.num_heads,
+            token_mask=audio.present,
+            impl=self.plan.audio_cross_attention,
+        )
 
 
 def _heads(x_BLD: Tensor, num_heads: int) -> Tensor:

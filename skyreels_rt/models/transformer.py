@@ -41,7 +41,7 @@ from skyreels_rt.models.embeddings import ImageEmbedding, sinusoid
 from skyreels_rt.models.feed_forward import FeedForward
 from skyreels_rt.models.fp8_linear import QuantizedRows, join_rows, multiply_rows
 from skyreels_rt.models.rope import rope_tables
-from skyreels_rt.models.token_shard import TokenShard, frame_segments
+from skyreels_rt.models.token_shard import FrameSegment, TokenShard, frame_segments
 from skyreels_rt.runtime.offload import BlockOffload
 
 SIGMA_FLOOR = 1e-3
@@ -350,14 +350,16 @@ class SkyReelsTransformer(nn.Module):
                 "audio", expected="a model with an audio adapter", got="a model without one"
             )
         tokens = tokens_BFMC.to(self.device, self.dtype)
+        cuts: tuple[FrameSegment, ...] = ()
+        if shard is not None:
+            cuts = frame_segments(shard.start, shard.stop, shard.num_tokens // tokens.shape[1])
+            tokens = tokens[:, cuts[0].first_frame : cuts[-1].stop_frame]
         if self.config.audio.kind == "shared_query":
             blocks = self._each_block("cross_attn.")
-            return tuple(block.cross_attn.audio_keys_values(tokens) for block in blocks)
+            return tuple(block.cross_attn.audio_keys_values(tokens, cuts) for block in blocks)
         blocks = self._each_block("audio_cross_attn.")
         if shard is None:
             return tuple(block.audio_cross_attn.context(tokens) for block in blocks)
-        cuts = frame_segments(shard.start, shard.stop, shard.num_tokens // tokens.shape[1])
-        tokens = tokens[:, cuts[0].first_frame : cuts[-1].stop_frame]
         contexts = (block.audio_cross_attn.context(tokens) for block in blocks)
         return tuple(SegmentedAudio.of_frames(context, cuts) for context in contexts)
 

@@ -4,13 +4,11 @@ import pytest
 import torch
 
 import skyreels_rt as rt
-from skyreels_rt.config import AudioAdapterConfig, TransformerConfig
 from skyreels_rt.distributed.axis import split_evenly
 from skyreels_rt.distributed.fit import (
     require_even_heads,
     require_heads,
     require_job,
-    require_model,
     require_world,
 )
 from skyreels_rt.distributed.mesh import open_mesh
@@ -41,15 +39,6 @@ def test_every_ulysses_rank_needs_a_head():
     error = refused(require_heads, rt.Parallel(ulysses=4), 3)
     assert error.suggestions[0] == "window=4"
     assert all(rt.Parallel.from_text(text).ulysses <= 3 for text in error.suggestions)
-
-
-def test_audio_on_the_texts_queries_is_not_cut():
-    """FantasyTalking's audio attention sees whole frames; windows and passes may be dealt out."""
-    config = TransformerConfig(audio=AudioAdapterConfig(kind="shared_query"))
-    require_model(rt.Parallel(window=2, guidance=2), config)
-    error = refused(require_model, rt.Parallel(ring=2), config)
-    assert error.suggestions[0] == "window=2"
-    require_model(rt.Parallel(ring=2), TransformerConfig(audio=AudioAdapterConfig()))
 
 
 def test_even_heads_where_asked_strictly():

@@ -37,6 +37,8 @@ FAST = [
     case("ulysses=2", size=EVEN, heads=4, passes=1),
     case("ulysses=2", cache="gate"),
     case("ulysses=2", kernels="reference"),
+    case("ulysses=2", hears="shared_query"),
+    case("ring=2", hears="shared_query", slot=True),
     case("ring=2"),
     case("ring=2", size=EVEN, passes=3),
     case("ring=2", cache="mask"),
@@ -63,6 +65,7 @@ def whole_table(world_size: int) -> list[dict]:
             cases += [
                 case(text, cache="mask"),
                 case(text, cache="gate"),
+                case(text, hears="shared_query"),
                 case(text, solver="unipc", pinned=2, **DENSE),
             ]
     return cases
@@ -90,6 +93,7 @@ FAULTS = [
     case("ring=2", fault="log-sum-exp is ignored"),
     case("ring=2", fault="log-sum-exps are swapped"),
     case("window=2", fault="overlaps are not exchanged"),
+    case("ring=2", hears="shared_query", fault="audio is of another frame"),
     case("guidance=2", fault="passes come back in another order"),
 ]
 

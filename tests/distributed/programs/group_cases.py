@@ -7,6 +7,7 @@ to one rank, whether the bytes are equal, the bytes sent by axis, and what the f
 import json
 import sys
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -28,6 +29,7 @@ from skyreels_rt.distributed.axis import Axis
 from skyreels_rt.distributed.mesh import open_mesh
 from skyreels_rt.kernels import KernelPlan
 from skyreels_rt.kernels.dense_attention import dense_attention_lse
+from skyreels_rt.models.attention import SharedQueryAudio
 from skyreels_rt.models.transformer import SkyReelsTransformer
 from skyreels_rt.runtime.step_cache import ChangeGate, StepPlan
 from skyreels_rt.testing.tiny import randomise
@@ -38,12 +40,13 @@ GUIDANCE = {1: (1.0,), 2: (-1.0, 2.0), 3: (-0.5, -1.0, 2.5)}
 SEES = ((False, False), (True, False), (True, True))
 
 
-def make_model(num_heads: int, head_dim: int, kernels: str) -> SkyReelsTransformer:
+def make_model(num_heads: int, head_dim: int, kernels: str, hears: str) -> SkyReelsTransformer:
     config = TransformerConfig(
         in_channels=36, dim=num_heads * head_dim, ffn_dim=64, num_heads=num_heads,
         num_layers=NUM_LAYERS, freq_dim=32, text_dim=24, text_length=8,
         audio=AudioAdapterConfig(
-            feature_layers=1, feature_dim=8, num_tokens=AUDIO_TOKENS, token_dim=16, hidden_dim=8
+            kind=hears, feature_layers=1, feature_dim=8, num_tokens=AUDIO_TOKENS, token_dim=16,
+            hidden_dim=8,
         ),
     )  # fmt: skip
     model = SkyReelsTransformer(config, KernelPlan.choose(CPU, torch.float32, kernels))
@@ -59,12 +62,17 @@ class Job:
         shape = {"window": case["window"], "overlap": case["overlap"], "horizon": 99}
         group = plan_group(0, case["length"], True, **shape)
         self.group = Group(0, case.get("pinned", 0), group.stop, group.windows)
-        self.model = make_model(case["heads"], case.get("head_dim", 8), case.get("kernels", "auto"))
+        self.model = make_model(
+            case["heads"], case.get("head_dim", 8), case.get("kernels", "auto"),
+            case.get("hears", "own_query"),
+        )  # fmt: skip
         draw = torch.Generator().manual_seed(1)
         self.size = tuple(case["size"])
         length = self.group.length
         self.channels = torch.randn(20, length, *self.size, generator=draw)
         self.tokens = torch.randn(length, AUDIO_TOKENS, 16, generator=draw)
+        if case.get("hears") == "shared_query":
+            self.tokens[1::3, 1:] = 0  # absent, as before the start of the speech
         prompts = torch.randn(2, 1, 8, 24, generator=draw)
         self.prompt = PromptContext(*(self.model.text_context(prompt) for prompt in prompts))
         self.noise = timeline_noise(0, 0, length, (CHANNELS, *self.size))
@@ -169,12 +177,20 @@ def gathers_backwards(axis, x, shapes):
     return all_gather(axis, x, shapes)[::-1]
 
 
+def hears_the_next_frame(audio):
+    """Each run of tokens with the audio of a frame beside its own."""
+    lengths, cuts = zip(*audio_cuts(audio), strict=True)
+    return zip(lengths, (replace(one, values=one.values.roll(1, 1)) for one in cuts), strict=True)
+
+
 usp_merge, all_gather = usp.merge_attention, Axis.all_gather
+audio_cuts = SharedQueryAudio.cuts
 FAULTS = {
     "padding is attended": (usp, "dense_attention_lse", attends_padding),
     "log-sum-exp is ignored": (usp, "merge_attention", merges_evenly),
     "log-sum-exps are swapped": (usp, "merge_attention", merges_swapped),
     "overlaps are not exchanged": (WindowShare, "exchange", keeps_to_itself),
+    "audio is of another frame": (SharedQueryAudio, "cuts", hears_the_next_frame),
     "passes come back in another order": (Axis, "all_gather", gathers_backwards),
 }
 
