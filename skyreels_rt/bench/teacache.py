@@ -77,7 +77,7 @@ class CurveSize:
     curve_clips: int = 1
     latents: int = 9
     border_latents: int = 15
-    factors: tuple[float, ...] = (1.0, 2.0)
+    factors: tuple[float, ...] = (1.0,)
     pairs: int = 5
 
     def __post_init__(self) -> None:
