@@ -75,6 +75,7 @@ status=0
 tests=(tests/kernels)
 if "$python" -c 'import av, soxr' 2>/dev/null; then
   tests+=(tests/models tests/runtime)
+  ! "$python" -c 'import transformers' 2>/dev/null || tests+=(tests/engine/test_decode_beside.py)
 else
   row "GPU tests of models" "not run: no av or soxr"
 fi
