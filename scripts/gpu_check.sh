@@ -1,40 +1,24 @@
 #!/usr/bin/env bash
-# Build the native code in place (build/gpu) and run the GPU tests, on a bare machine:
-# Python + torch + triton + nvcc, no network, the package not installed.
-# Without a GPU it compiles, says so, and exits 0. Optional wheels (pybind11, pytest) in .whl/.
-#   usage: scripts/gpu_check.sh [pytest arguments]
+# Build the native code in place (build/gpu), run the GPU tests and the benchmarks, on a bare machine:
+# Python + torch + triton + nvcc, no network, the package not installed. Without a GPU it compiles, says
+# so, and exits 0. Wheels of what the machine may lack (pybind11, pytest, diffusers, soxr,
+# espeakng_loader) in .whl/.
+#   usage: scripts/gpu_check.sh [--no-bench] [pytest arguments]
 set -euo pipefail
 cd "$(dirname "$0")/.."
+source scripts/bare_machine.sh
 
-python=${PYTHON:-python3}
-out=$PWD/build/gpu
-view=$out/view
 archs=${SKYREELS_RT_CUDA_ARCHS:-80;86;89;90a}
 nvcc=$(command -v nvcc || true)
 [ -n "$nvcc" ] || nvcc=${CUDA_HOME:-/usr/local/cuda}/bin/nvcc
+benches=(kernels graphs vae)
+[ "${1:-}" != --no-bench ] || { benches=() && shift; }
 table=""
 row() { table+=$(printf '%-28s %s' "$1" "$2")$'\n'; }
 finish() { printf '\n%s' "$table"; exit "$1"; }
 
-mkdir -p "$out/site"
-rm -rf "$view" && mkdir -p "$view/skyreels_rt"
-
-# The package as an installed one would look: links, with the mapped folders in their places.
-for item in skyreels_rt/*; do
-  case $item in
-    *.so | */__pycache__) ;;
-    *) ln -s "$PWD/$item" "$view/skyreels_rt/" ;;
-  esac
-done
-ln -s "$PWD/kernels" "$view/skyreels_rt/kernels"
-ln -s "$PWD/export" "$view/skyreels_rt/export"
-export PYTHONPATH=$view:$out/site${PYTHONPATH:+:$PYTHONPATH}
-
-# What the machine lacks, from wheels that were brought along.
-for name in pybind11 pytest pytest_timeout; do
-  "$python" -c "import $name" 2>/dev/null && continue
-  [ -d .whl ] && "$python" -m pip install -q --no-index --find-links .whl \
-    --target "$out/site" "$name" 2>/dev/null || row "$name" "absent"
+for name in pybind11 pytest pytest_timeout diffusers soxr espeakng_loader; do
+  bring "$name" || row "$name" "absent"
 done
 
 # nvcc alone, without cmake: the CUDA library has no other dependency.
@@ -72,21 +56,17 @@ if [ -z "$device" ]; then
 fi
 row "device" "$device"
 status=0
-tests=(tests/kernels)
-if "$python" -c 'import av, soxr' 2>/dev/null; then
-  tests+=(tests/models tests/runtime tests/bench/test_vae.py tests/engine/test_step_graphs.py tests/bench/test_graphs.py)
-else
-  row "GPU tests of models" "not run: no av or soxr"
-fi
+mapfile -t tests < <(grep -rl --include='test_*.py' 'mark.gpu' tests | sort)
 # -P: the root must not shadow the view.
 "$python" -P -m pytest -q -m gpu -p no:cacheprovider "$@" "${tests[@]}" | tee "$out/pytest.log" || status=$?
 row "GPU tests" "$(tail -n 1 "$out/pytest.log")"
 
-# Frames a second of the VAE against its peer; the figures stay in build/gpu.
-if "$python" -c 'import av, soxr, typer, rich, diffusers' 2>/dev/null; then
-  "$python" -P -m skyreels_rt bench vae --device cuda --json "$out/vae_gpu.json" || status=$?
-  row "bench vae" "$out/vae_gpu.json"
-else
-  row "bench vae" "not run: no av, soxr, typer, rich or diffusers"
-fi
+# Figures stay in build/gpu; who measured puts them under benchmarks/results/.
+for bench in ${benches[@]+"${benches[@]}"}; do
+  if "$python" -P -m skyreels_rt bench "$bench" --json "$out/${bench}_gpu.json"; then
+    row "bench $bench" "$out/${bench}_gpu.json"
+  else
+    row "bench $bench" "failed" && status=1
+  fi
+done
 finish "$status"

@@ -169,6 +169,9 @@ def bench_stream(
     seconds: Annotated[float, typer.Option(help="Speech to push, at its own pace.")] = 60.0,
     sessions: Annotated[int, typer.Option(help="Live sessions side by side.")] = 1,
     horizon: Annotated[int, typer.Option(help="BLF windows denoised together.")] = 1,
+    sync_only: Annotated[
+        bool, typer.Option("--sync-only", help="Only compare lips with an offline job, untimed.")
+    ] = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
     kernels: Kernels = "auto",
@@ -176,7 +179,7 @@ def bench_stream(
 ) -> None:
     """Push speech in real time, 20 ms at once, and measure when its frames come out."""
     with errors_as_exit_codes():
-        from skyreels_rt.bench.stream import measure_stream
+        from skyreels_rt.bench.stream import measure_stream, measure_sync
         from skyreels_rt.engine import Engine
         from skyreels_rt.report import require_writable
 
@@ -185,17 +188,28 @@ def bench_stream(
         engine = Engine.from_pretrained(
             model, device=device, dtype=dtype, kernels=cast("Plan", kernels)
         )
-        with _figures_on_screen() as show:
-            report = measure_stream(
+        voice, picture = _voice(audio), _portrait(image)
+        if sync_only:
+            report = measure_sync(
                 engine,
-                voice=_voice(audio),
-                image=_portrait(image),
+                voice=voice,
+                image=picture,
                 seconds=seconds,
-                sessions=sessions,
                 horizon=horizon,
                 command=command_line(),
-                on_figures=show,
             )
+        else:
+            with _figures_on_screen() as show:
+                report = measure_stream(
+                    engine,
+                    voice=voice,
+                    image=picture,
+                    seconds=seconds,
+                    sessions=sessions,
+                    horizon=horizon,
+                    command=command_line(),
+                    on_figures=show,
+                )
         Console().print(report_table(report))
         if json_file is not None:
             report.write(json_file)

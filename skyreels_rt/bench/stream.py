@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from skyreels_rt.audio.resample import ResampledAudio
 from skyreels_rt.bench.stream_sync import MAX_SYNC_S, SyncLoss, sync_loss
-from skyreels_rt.errors import InvalidArgument
+from skyreels_rt.conditioning.face import face_available
+from skyreels_rt.errors import FaceNotFound, InvalidArgument, MissingDependency
 from skyreels_rt.media.audio_file import AudioSource, in_blocks
 from skyreels_rt.media.encoder import AAC_SAMPLE_RATES
 from skyreels_rt.options import LiveOptions, resolve_settings
@@ -145,6 +146,70 @@ def _check(sessions: int, seconds: float) -> None:
         raise InvalidArgument("sessions", expected="1 to 64", got=sessions)
     if not 1 <= seconds <= 3600:
         raise InvalidArgument("seconds", expected="1 to 3600", got=seconds)
+
+
+def measure_sync(
+    engine: Engine,
+    *,
+    voice: AudioSource,
+    image: str | Path | None,
+    seconds: float,
+    horizon: int,
+    command: str,
+) -> Report:
+    """Compare the lips of a live session with an offline job; nothing is timed.
+
+    The session gets its speech as fast as it takes it, which changes no byte.
+
+    Parameters
+    ----------
+    engine, voice, image, horizon, command
+        As in :func:`measure_stream`.
+    seconds : float
+        Speech, 1 to 120.
+
+    Returns
+    -------
+    Report
+        Rows ``stream.sync_*`` of docs/benchmarks.md.
+
+    Raises
+    ------
+    InvalidArgument
+        ``seconds`` out of range.
+    MissingDependency
+        The ``face`` extra is missing.
+    FaceNotFound
+        The video shows no face.
+    """
+    if not 1 <= seconds <= MAX_SYNC_S:
+        raise InvalidArgument("seconds", expected=f"1 to {MAX_SYNC_S:g}", got=seconds)
+    samples, rate = _voice(voice, seconds)
+    options: LiveOptions = {"image": image, "horizon": horizon, "seed": 0}
+    settings = resolve_settings(engine.components, options, LiveOptions)
+    blocks = in_blocks([samples], block_samples(rate))
+    statistics = LiveStatistics(AudioNeeds(engine.components, settings), settings.fps)
+    with LiveRun(engine.open_session(**options), blocks, rate, statistics) as live:
+        frames = np.concatenate([chunk.frames for chunk in live])
+    loss = _sync_loss(engine, image, frames, samples, rate)
+    if not isinstance(loss, SyncLoss):
+        if not face_available():
+            raise MissingDependency("bench stream: no mouth can be found.", hint=f"It {loss}.")
+        raise FaceNotFound(f"bench stream: {loss}.", stage="bench")
+    return Report(
+        command=command,
+        device=str(engine.components.device),
+        threads=torch.get_num_threads(),
+        kernel_plan=engine.components.plan.to_json(),
+        rows=loss.rows(),
+        details={
+            "model": engine.components.name,
+            "voice": Path(voice.name).name,
+            "seconds": seconds,
+            "settings": vars(settings),
+            "sync": loss.details(),
+        },
+    )
 
 
 def _sync_loss(
