@@ -129,7 +129,6 @@ class _Size:
         sides["peer"] = lambda: self.theirs.decode(self.raw).sample
         if compiles and (compiled := self._compiled_peer()) is not None:
             sides["peer_compiled"] = compiled
-        ours = [side for side in sides if not side.startswith("peer")]
         expected = sides["peer"]()
         for name, side in sides.items():
             side()  # compiles, records
@@ -138,10 +137,10 @@ class _Size:
         seconds = alternate({name: self._timed(side) for name, side in sides.items()}, repeats)
         frames = 1 + (NUM_LATENTS - 1) * self.ours.temporal_stride
         rows = []
-        for side, runs in seconds.items():
+        for name, runs in seconds.items():
             fps = [frames / run for run in runs]
-            target = TARGET_FPS.get(self.size) if side in ours else None
-            row = median_row(f"{self.name}.{side}.fps", fps, "frames/s")
+            target = None if name.startswith("peer") else TARGET_FPS.get(self.size)
+            row = median_row(f"{self.name}.{name}.fps", fps, "frames/s")
             rows.append(Row(row.name, row.value, row.unit, target, "higher", row.min, row.max))
         return [*rows, self._share_of_convolutions(repeats)]
 
@@ -160,13 +159,18 @@ class _Size:
 
     def _compiled_peer(self) -> Side | None:
         """The peer under ``torch.compile``; None, and a note, where that fails."""
-        compiled = torch.compile(self.theirs.decode)
+        compiled: Any = torch.compile(self.theirs.decode)
         try:
             compiled(self.raw)
         except Exception as error:  # whatever the compiler raises
             self.details[f"{self.name}.peer_compiled.error"] = str(error)[:500]
             return None
-        return lambda: compiled(self.raw).sample
+
+        def decoded() -> Tensor:
+            sample: Tensor = compiled(self.raw).sample
+            return sample
+
+        return decoded
 
     def _streamed(self, stream: DecoderStream) -> Tensor:
         stream.restart()

@@ -68,7 +68,7 @@ class RMSNorm(nn.Module):
 
     def before(self, conv: CausalConv3d, x: Tensor, caches: StepCaches) -> Tensor:
         """Normalise ``x`` into the place where ``conv``, which is next, remembers it."""
-        return self(x, caches.room(x, conv.kernel_size[0] - 1))
+        return self.forward(x, caches.room(x, conv.kernel_size[0] - 1))
 
 
 def through_operator(x: Tensor, weight: Tensor, impl: Impl, area: int) -> bool:
