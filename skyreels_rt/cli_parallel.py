@@ -24,23 +24,29 @@ def bench_parallel(
     full: Annotated[
         bool, typer.Option("--full", help="Guidance, Ulysses and ring, too (minutes).")
     ] = False,
+    links: Annotated[
+        bool, typer.Option("--links", help="Measure what travels between two ranks instead.")
+    ] = False,
     json_file: JsonFile = None,
 ) -> None:
     """Time two ranks of one thread against one rank of one thread, on a job of four windows."""
     with errors_as_exit_codes():
-        from skyreels_rt.bench.parallel import measure_parallel
+        from skyreels_rt.bench.parallel import measure_parallel, measured_links
         from skyreels_rt.report import require_writable
 
         if json_file is not None:
             require_writable(json_file)
         with console.status("starting ...") as status:
-            report = measure_parallel(
-                model,
-                repeats=repeats,
-                full=full,
-                command=command_line(),
-                on_run=status.update,
-            )
+            if links:
+                report = measured_links(model, 2, command=command_line())
+            else:
+                report = measure_parallel(
+                    model,
+                    repeats=repeats,
+                    full=full,
+                    command=command_line(),
+                    on_run=status.update,
+                )
         Console().print(report_table(report))
         if json_file is not None:
             report.write(json_file)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack, overload
@@ -16,20 +16,23 @@ from numpy.typing import NDArray
 
 from skyreels_rt.audio.resample import ResampledAudio
 from skyreels_rt.components import Components
+from skyreels_rt.config import TransformerConfig
 from skyreels_rt.continuation import ContinuationSession
 from skyreels_rt.distributed.cost_model import StepShape, predicted_meshes
+from skyreels_rt.distributed.links import Links, measure_links
 from skyreels_rt.distributed.mesh import Mesh
 from skyreels_rt.distributed.parallel import Parallel
 from skyreels_rt.distributed.workers import Timeouts
 from skyreels_rt.errors import AdmissionRefused, InvalidArgument
 from skyreels_rt.estimate import estimate_job, step_shape
-from skyreels_rt.job import JobSettings, settings_of
+from skyreels_rt.job import JobSettings
 from skyreels_rt.live.observer import SessionObserver
 from skyreels_rt.live.session import LiveSession, LiveSettings
-from skyreels_rt.live.snapshot import pack_snapshot, unpack_snapshot
+from skyreels_rt.live.snapshot import pack_snapshot
 from skyreels_rt.media.audio_file import open_audio
 from skyreels_rt.media.encoder import AAC_SAMPLE_RATES
 from skyreels_rt.offline import OfflineJob
+from skyreels_rt.opening import CoreOpener, core_opener, core_restorer
 from skyreels_rt.options import GenerateOptions, LiveOptions, resolve_live, resolve_settings
 from skyreels_rt.pretrained import LoadOptions, load_pretrained
 from skyreels_rt.progress import ProgressBar
@@ -252,19 +255,7 @@ class Engine(VideoMaker):
         SkyReelsError
             A typed error for every unusable input.
         """
-        settings = resolve_settings(self._components, options, LiveOptions)
-        portrait, source = load_scene(self._components, settings, options)
-
-        def open_core(is_cancelled: Callable[[], bool]) -> Session:
-            return Session(
-                self._components,
-                settings,
-                portrait=portrait,
-                source=source,
-                is_cancelled=is_cancelled,
-                turns=self._turns,
-            )
-
+        settings, open_core = core_opener(self._components, options, self._turns)
         return self._live(open_core, settings, resolve_live(options))
 
     def restore_session(
@@ -288,24 +279,7 @@ class Engine(VideoMaker):
         InvalidArgument
             No snapshot of this model, another option, or another video.
         """
-        foreign = sorted(set(options) - {"max_ahead_s", "on_full", "idle", "video", "edit_mask"})
-        if foreign:
-            raise InvalidArgument(
-                foreign[0],
-                expected="an option of the audio's queue, or the source video",
-                got="one of the snapshot's",
-            )
-        state = unpack_snapshot(self._components, snapshot)
-        settings = settings_of(state)
-        source = None
-        if options.get("video") is not None or options.get("edit_mask") is not None:
-            _, source = load_scene(self._components, settings, options)
-
-        def open_core(is_cancelled: Callable[[], bool]) -> Session:
-            return Session.restored(
-                self._components, state, source=source, is_cancelled=is_cancelled, turns=self._turns
-            )
-
+        settings, open_core = core_restorer(self._components, snapshot, options, self._turns)
         return self._live(open_core, settings, resolve_live(options))
 
     def warmup(self) -> float:
@@ -378,6 +352,20 @@ class Engine(VideoMaker):
         """
         return step_shape(self._components, resolve_settings(self._components, options), seconds)
 
+    def measure_links(self) -> Links:
+        """What the links between the ranks reach, for :meth:`Parallel.suggest`; every rank asks.
+
+        Raises
+        ------
+        InvalidArgument
+            There is one process.
+        PeerFailed
+            A rank left.
+        """
+        if self.mesh is None:
+            raise InvalidArgument("parallel", expected="ranks to measure between", got="none")
+        return measure_links(self.mesh)
+
     def health(self) -> Health:
         """How the engine is doing, for a liveness probe."""
         return Health(
@@ -406,6 +394,11 @@ class Engine(VideoMaker):
         return EngineFacts(parts.name, str(parts.device), torch.get_num_threads(), plan)
 
     @property
+    def transformer_config(self) -> TransformerConfig:
+        """Sizes of the transformer."""
+        return self._components.transformer.config
+
+    @property
     def components(self) -> Components:
         """The frozen parts of the loaded model."""
         return self._components
@@ -429,7 +422,7 @@ class Engine(VideoMaker):
 
     def _live(
         self,
-        open_core: Callable[[Callable[[], bool]], Session],
+        open_core: CoreOpener,
         settings: JobSettings,
         live: LiveSettings,
     ) -> LiveSession:

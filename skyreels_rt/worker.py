@@ -23,8 +23,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-import numpy as np
-
+from skyreels_rt.config import config_to_dict
 from skyreels_rt.distributed.messages import (
     Message,
     error_facts,
@@ -34,14 +33,15 @@ from skyreels_rt.distributed.messages import (
 from skyreels_rt.distributed.worker_process import ALIVE_EVERY_S
 from skyreels_rt.errors import OutOfMemory, SkyReelsError
 from skyreels_rt.job import rule_from, settings_facts
-from skyreels_rt.types import FrameChunk, Progress
+from skyreels_rt.types import Progress
+from skyreels_rt.worker_session import HostedSession, chunk_message
 
 if TYPE_CHECKING:
     import torch
 
     from skyreels_rt.engine import Engine
     from skyreels_rt.offline import OfflineJob
-    from skyreels_rt.options import GenerateOptions
+    from skyreels_rt.options import GenerateOptions, LiveOptions
 
 _RSS_UNIT = 1 if sys.platform == "darwin" else 1024
 
@@ -93,6 +93,7 @@ class _Worker:
         self._data = data
         self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._engine: Engine | None = None
+        self._live: HostedSession | None = None
         threading.Thread(target=self._listen, name="requests", daemon=True).start()
 
     def run(self) -> None:
@@ -103,12 +104,15 @@ class _Worker:
             "describe": self._describe,
             "estimate": self._estimate,
             "step_shape": self._step_shape,
+            "links": self._links,
+            "live_open": self._open_live,
+            "live_close": self._close_live,
         }
         while True:
             request = self._inbox.get()
             begin, sent, answer, error = time.perf_counter(), self._sent_bytes(), None, None
             try:
-                answer = calls[request.kind](request)
+                answer = calls.get(request.kind, self._live_request)(request)
             except Exception as caught:
                 error = _typed(caught)
                 if not isinstance(error, SkyReelsError):
@@ -169,7 +173,7 @@ class _Worker:
         )
         for block in engine.components.transformer.blocks:
             block.register_forward_hook(self._work.grow)
-        return asdict(engine.facts)
+        return {**asdict(engine.facts), "transformer": config_to_dict(engine.transformer_config)}
 
     def _join(self, device: torch.device, meeting: str, start_s: float) -> None:
         """Make torch's process group, without a port: the workers meet in a file."""
@@ -196,11 +200,43 @@ class _Worker:
         with self._loaded().open_job(audio, cast("GenerateOptions", options)) as job:
             self._send(_opened(job))
             for chunk in job.chunks():
-                self._send(_chunk_message(chunk))
+                self._send(chunk_message(chunk))
             self._send(_closed(job))
+
+    def _open_live(self, request: Message) -> dict[str, Any]:
+        """Open a live session, a new one or one that goes on; the one before is over."""
+        if self._live is not None:
+            self._close_live(request)
+        from skyreels_rt.opening import core_opener, core_restorer
+
+        given, parts = _options(request), self._loaded().components
+        snapshot = given.pop("snapshot", None)
+        options = cast("LiveOptions", given)
+        if snapshot is None:
+            _, open_core = core_opener(parts, options)
+        else:
+            _, open_core = core_restorer(parts, snapshot.tobytes(), options)
+        self._live = HostedSession(parts, open_core(self._must_stop), self._send)
+        return self._live.opening()
+
+    def _live_request(self, request: Message) -> dict[str, Any]:
+        assert self._live is not None, "the engine opens it first"
+        return self._live.answer(request)
+
+    def _close_live(self, _: Message) -> None:
+        if self._live is not None:
+            self._live.close()
+            self._live = None
+
+    def _must_stop(self) -> bool:
+        self._work.grow()  # asked between steps and decoded latents
+        return self._cancel.is_set()
 
     def _describe(self, _: Message) -> dict[str, Any]:
         return {"text": self._loaded().describe()}
+
+    def _links(self, _: Message) -> dict[str, Any]:
+        return asdict(self._loaded().measure_links())
 
     def _estimate(self, request: Message) -> dict[str, Any]:
         options = _options(request)
@@ -241,15 +277,6 @@ def _options(request: Message) -> dict[str, Any]:
 def _opened(job: OfflineJob) -> Message:
     facts = {"sample_rate": job.sample_rate, "channels": job.channels}
     return Message("job", {"settings": settings_facts(job.settings), **facts})
-
-
-def _chunk_message(chunk: FrameChunk) -> Message:
-    facts = {
-        "sample_rate": chunk.sample_rate,
-        "pts": [chunk.pts.numerator, chunk.pts.denominator],
-        "index": chunk.index,
-    }
-    return Message("chunk", facts, {"frames": chunk.frames, "audio": np.asarray(chunk.audio)})
 
 
 def _closed(job: OfflineJob) -> Message:

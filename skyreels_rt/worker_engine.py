@@ -11,32 +11,44 @@ import tempfile
 import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from fractions import Fraction
 from pathlib import Path
-from typing import Any, NoReturn, Unpack
+from typing import Any, Unpack
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from skyreels_rt.config import TransformerConfig, config_from_dict
 from skyreels_rt.distributed.cost_model import StepShape
 from skyreels_rt.distributed.fit import require_world
+from skyreels_rt.distributed.links import Links
 from skyreels_rt.distributed.mesh import Mesh
-from skyreels_rt.distributed.messages import Message, pack_options
+from skyreels_rt.distributed.messages import pack_options
 from skyreels_rt.distributed.parallel import Parallel
 from skyreels_rt.distributed.workers import Call, RankStatus, Timeouts, WorkerGroup
 from skyreels_rt.env import launched_rank, worker_environment
-from skyreels_rt.errors import InvalidArgument, WorkerFailed
+from skyreels_rt.errors import AdmissionRefused, InvalidArgument, WorkerFailed
 from skyreels_rt.job import JobSettings, rule_facts, settings_from
+from skyreels_rt.live.observer import SessionObserver
+from skyreels_rt.live.session import LiveSession
 from skyreels_rt.media.image import load_image
-from skyreels_rt.options import GenerateOptions, LiveOptions, require_kinds
+from skyreels_rt.options import (
+    GenerateOptions,
+    LiveOptions,
+    SceneOptions,
+    require_kinds,
+    resolve_live,
+)
 from skyreels_rt.pretrained import LoadOptions, load_facts
 from skyreels_rt.progress import ProgressBar
 from skyreels_rt.runtime.device import resolve_device
 from skyreels_rt.runtime.memory import MemoryEstimate
+from skyreels_rt.runtime.metrics import EngineMetrics
 from skyreels_rt.runtime.step_cache import StepRun
 from skyreels_rt.runtime.timing import StageClock
 from skyreels_rt.types import FrameChunk, Progress, ProgressCallback
 from skyreels_rt.video_maker import EngineFacts, VideoMaker
+from skyreels_rt.worker_session import WorkerCore, chunk_of, snapshot_of
 
 _EXCHANGE_STEPS = 4
 """Steps that a worker waits for another one: more than we wait, so that we say who is stuck."""
@@ -47,9 +59,9 @@ WORKER = (sys.executable, "-P", "-m", "skyreels_rt.worker")
 class WorkerEngine(VideoMaker):
     """An engine of several worker processes; made by :meth:`Engine.from_pretrained`.
 
-    One job at a time. After an error that leaves the workers out of step (out of memory in one of
-    them, a failure without a type) the next call starts new ones; after :class:`WorkerDied` and
-    :class:`WorkerTimeout` every call raises the same.
+    One job or live session at a time. After an error that leaves the workers out of step (out of
+    memory in one of them, a failure without a type) the next call starts new ones; after
+    :class:`WorkerDied` and :class:`WorkerTimeout` every call raises the same.
 
     Parameters
     ----------
@@ -109,7 +121,10 @@ class WorkerEngine(VideoMaker):
             "start_s": self._timeouts.start_s,
             "exchange_s": _EXCHANGE_STEPS * self._timeouts.step_s,
         }
-        self._calling = threading.Lock()
+        self._calling = threading.RLock()
+        self._asking = threading.Lock()  # held during a request that is answered at once
+        self._metrics = EngineMetrics()
+        self._core: weakref.ref[WorkerCore] | None = None
         self._group, self._facts = self._started()
 
     # ------------------------------------------------------------------------------------- jobs
@@ -127,20 +142,43 @@ class WorkerEngine(VideoMaker):
             bar = on_progress = ProgressBar()
         return WorkerJob(self, self._call("generate", given), on_progress, cancel, bar)
 
-    def open_session(self, **_: Unpack[LiveOptions]) -> NoReturn:
-        """Live sessions are not there with workers yet.
+    # ------------------------------------------------------------------------------------- live
+
+    def open_session(self, **options: Unpack[LiveOptions]) -> LiveSession:
+        """Open a live session that the workers compute; takes and raises what an engine's does.
+
+        One at a time, and no job beside it. What ends the workers ends the session: every pending
+        and later call of it raises the same.
 
         Raises
         ------
-        InvalidArgument
-            Always.
+        AdmissionRefused
+            A job or another session is at hand.
+        WorkerDied, WorkerTimeout
+            A worker did.
+        SkyReelsError
+            A typed error for every unusable input.
         """
-        raise InvalidArgument(
-            "devices",
-            expected="one process for a live session",
-            got=f"{self._group.size} workers",
-            hint="Load the engine without `devices`, under torchrun for several ranks.",
-        )
+        return self._live(options)
+
+    def restore_session(
+        self, snapshot: bytes | str | Path, **options: Unpack[LiveOptions]
+    ) -> LiveSession:
+        """Open a session that goes on where :meth:`LiveSession.snapshot` was taken, bit for bit.
+
+        Takes and raises what an engine's does. A snapshot may come from any number of processes.
+        """
+        try:
+            data = snapshot if isinstance(snapshot, bytes) else Path(snapshot).read_bytes()
+        except OSError as error:
+            raise InvalidArgument(
+                "snapshot", expected="a snapshot of a session", got=type(error).__name__
+            ) from error
+        return self._live({**options, "snapshot": np.frombuffer(data, np.uint8)})
+
+    def metrics(self) -> str:
+        """Counters, gauges and histograms of all live sessions, in Prometheus' text format."""
+        return self._metrics.text()
 
     # ------------------------------------------------------------------------------------- facts
 
@@ -156,7 +194,7 @@ class WorkerEngine(VideoMaker):
 
     def describe(self) -> str:
         """The model, its shape, the kernel plan and the mesh, as text."""
-        lines = [str(self._call("describe", {}).result()["text"])]
+        lines = [str(self._asked("describe", {})["text"])]
         lines += [
             f"worker {one.rank}     pid {one.pid}, {device}"
             for one, device in zip(self.workers, self._devices, strict=True)
@@ -171,7 +209,7 @@ class WorkerEngine(VideoMaker):
         InvalidArgument
             An option is out of its range.
         """
-        return MemoryEstimate(**self._call("estimate", {**options, "seconds": seconds}).result())
+        return MemoryEstimate(**self._asked("estimate", {**options, "seconds": seconds}))
 
     def step_shape(self, seconds: float, **options: Unpack[GenerateOptions]) -> StepShape:
         """Sizes of a denoising step of such a job, for :meth:`Parallel.suggest`.
@@ -181,7 +219,22 @@ class WorkerEngine(VideoMaker):
         InvalidArgument
             An option is out of its range.
         """
-        return StepShape(**self._call("step_shape", {**options, "seconds": seconds}).result())
+        return StepShape(**self._asked("step_shape", {**options, "seconds": seconds}))
+
+    def measure_links(self) -> Links:
+        """What the links between the workers reach, for :meth:`Parallel.suggest`.
+
+        Raises
+        ------
+        InvalidArgument
+            There is one worker.
+        """
+        return Links(**self._asked("links", {}))
+
+    @property
+    def transformer_config(self) -> TransformerConfig:
+        """Sizes of the transformer."""
+        return self._config
 
     # ---------------------------------------------------------------------------------------- end
 
@@ -213,8 +266,40 @@ class WorkerEngine(VideoMaker):
         except BaseException:
             group.close()
             raise
+        self._config = config_from_dict(TransformerConfig, found["transformer"], where="a worker")
         device = ",".join(self._devices)
         return group, EngineFacts(found["name"], device, found["threads"], found["kernel_plan"])
+
+    def _live(self, options: Mapping[str, Any]) -> LiveSession:
+        """Open a live session over the workers."""
+        queueing = set(LiveOptions.__annotations__) - set(SceneOptions.__annotations__)
+        live = resolve_live({name: options[name] for name in queueing & set(options)})  # type: ignore[arg-type]
+        scene = {name: value for name, value in options.items() if name not in queueing}
+        require_kinds(scene)
+        with self._calling:
+            core = WorkerCore(self, self._group, self._call("live_open", scene), self._asking)
+            self._core = weakref.ref(core)
+        observer = SessionObserver(self._metrics)
+        try:
+            session = LiveSession(
+                core.until,
+                live,
+                pack=snapshot_of,
+                load_portrait=load_image,
+                observer=observer,
+                on_stop=core.stop,
+                require_core=core.require,
+            )
+        except BaseException:
+            observer.closed()
+            raise
+        core.tell(session)
+        return session
+
+    def _asked(self, kind: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Answer to a request that a live session may stand beside."""
+        with self._asking:
+            return self._call(kind, options).result()
 
     def _call(self, kind: str, options: Mapping[str, Any]) -> Call:
         """Send a request with options, to new workers if the old ones are out of step."""
@@ -229,6 +314,13 @@ class WorkerEngine(VideoMaker):
             if not self._group.is_usable:
                 self._group.close()
                 self._group, self._facts = self._started()
+            core = None if self._core is None else self._core()
+            if core is not None and core.is_open and kind in ("generate", "live_open"):
+                raise AdmissionRefused(
+                    "The workers hold a live session.",
+                    stage="worker",
+                    hint="Close it first, or load one more engine.",
+                )
             return self._group.call(kind, {"options": facts}, arrays)
 
 
@@ -300,7 +392,7 @@ class WorkerJob:
             if message.kind == "progress":
                 self._on_progress(Progress(**message.facts))
             elif message.kind == "chunk":
-                chunk = _chunk(message)
+                chunk = chunk_of(message)
                 self.num_frames_done += len(chunk.frames)
                 yield chunk
             else:
@@ -338,17 +430,6 @@ def checked_devices(devices: Sequence[str | torch.device]) -> list[str]:
             "devices", expected='CPUs ("cpu", "cpu") or different GPUs', got=names or "none"
         )
     return names
-
-
-def _chunk(message: Message) -> FrameChunk:
-    facts = message.facts
-    return FrameChunk(
-        frames=message.arrays["frames"],
-        audio=message.arrays["audio"],
-        sample_rate=facts["sample_rate"],
-        pts=Fraction(*facts["pts"]),
-        index=facts["index"],
-    )
 
 
 def _step_run(facts: Mapping[str, Any]) -> StepRun:

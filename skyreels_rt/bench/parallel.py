@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from skyreels_rt.distributed.cost_model import H200
 from skyreels_rt.distributed.parallel import Parallel
 from skyreels_rt.errors import InvalidArgument
 from skyreels_rt.media.portraits import portrait_path
@@ -118,6 +119,46 @@ def measure_parallel(
         "windows": NUM_WINDOWS,
         "frames": len(frames["one"]),
         "sent_bytes": {name: dict(side.sent_bytes) for name, side in sides.items()},
+    }
+    return Report(command, "cpu", 1, facts.kernel_plan, rows, details)
+
+
+def measured_links(model: str | Path, num_ranks: int, *, command: str) -> Report:
+    """Measure the links between worker processes on the CPU, and what the cost model makes of them.
+
+    Parameters
+    ----------
+    model : str or Path
+        Whose steps the cost model spreads.
+    num_ranks : int
+        Processes, at least 2.
+    command : str
+        Command line recorded in the report.
+
+    Returns
+    -------
+    Report
+        Rows ``parallel.links.*``; the suggested mesh is among the details.
+
+    Raises
+    ------
+    InvalidArgument
+        One process.
+    """
+    with WorkerEngine(model, devices=["cpu"] * num_ranks, threads=1) as engine:
+        links = engine.measure_links()
+        hardware = H200.over(links)
+        suggested = Parallel.suggest(engine, engine.step_shape(10.0), num_ranks, hardware=hardware)
+        facts = engine.facts
+    rows = [
+        Row("parallel.links.point_to_point", links.point_to_point / 1e9, "GB/s", None, "higher"),
+        Row("parallel.links.all_to_all", links.all_to_all / 1e9, "GB/s", None, "higher"),
+        Row("parallel.links.latency", links.latency_s * 1e6, "us", None, "lower"),
+    ]
+    details = {
+        "ranks": links.num_ranks,
+        "suggested": str(suggested),
+        "note": "compute of the suggestion: H200s, not measured",
     }
     return Report(command, "cpu", 1, facts.kernel_plan, rows, details)
 

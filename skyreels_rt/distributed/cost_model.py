@@ -1,4 +1,4 @@
-"""What a denoising step should take on so many GPUs: predicted from sizes, nothing measured.
+"""What a denoising step should take on so many GPUs, predicted from sizes; links may be measured.
 
 Seconds of a step on the busiest rank, with S tokens of a window, width d, F the feed-forward's, L
 blocks, and tokens dealt to p = ulysses x ring ranks::
@@ -20,10 +20,11 @@ import itertools
 import math
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, astuple, dataclass, replace
 
 from skyreels_rt.config import TransformerConfig
 from skyreels_rt.distributed.axis import split_evenly
+from skyreels_rt.distributed.links import Links
 from skyreels_rt.distributed.parallel import Parallel
 from skyreels_rt.distributed.traffic import (
     AttentionShape,
@@ -73,6 +74,17 @@ class Hardware:
     node_bandwidth: float
     node_size: int
     latency_s: float
+
+    def over(self, links: Links) -> Hardware:
+        """The same GPUs with links as they were measured, inside a machine and between them.
+
+        Of the two bandwidths the smaller one counts, and what is exchanged between other ranks than
+        those that were measured is taken to be as fast.
+        """
+        slower = min(links.point_to_point, links.all_to_all)
+        return replace(
+            self, link_bandwidth=slower, node_bandwidth=slower, latency_s=links.latency_s
+        )
 
 
 H200 = Hardware(

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol
 
 from skyreels_rt.config import TransformerConfig
 from skyreels_rt.errors import InvalidArgument
 
 if TYPE_CHECKING:
     from skyreels_rt.distributed.cost_model import Hardware, StepShape
+    from skyreels_rt.distributed.links import Links
 
 
 class LoadedModel(Protocol):
     """An engine, as :meth:`Parallel.suggest` sees it."""
 
     @property
-    def components(self) -> object:
-        """Parts of the model; ``components.transformer.config`` has its sizes."""
+    def transformer_config(self) -> TransformerConfig:
+        """Sizes of the transformer."""
+
+    def measure_links(self) -> Links:
+        """What the links between its ranks reach."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,7 @@ class Parallel:
         num_gpus: int,
         *,
         hardware: Hardware | None = None,
+        measure: bool = False,
     ) -> Parallel:
         """The mesh that :mod:`skyreels_rt.distributed.cost_model` predicts to be fastest.
 
@@ -87,17 +92,27 @@ class Parallel:
             Ranks.
         hardware : Hardware, optional
             GPUs and links; H200s by default.
+        measure : bool
+            Measure the links between the engine's ranks, in place of those of ``hardware``. Under
+            ``torchrun`` every rank must ask.
 
         Raises
         ------
         InvalidMesh
             The step cannot be spread over so many.
+        InvalidArgument
+            There are no ranks to measure between.
         """
         from skyreels_rt.distributed.cost_model import H200, fastest
 
-        if not isinstance(model, TransformerConfig):
-            model = cast("TransformerConfig", cast("Any", model.components).transformer.config)
-        return fastest(model, shape, num_gpus, hardware or H200)[0].parallel
+        known, config = hardware or H200, model
+        if isinstance(config, TransformerConfig):
+            if measure:
+                raise InvalidArgument("measure", expected="an engine with ranks", got="a config")
+        else:
+            known = known.over(config.measure_links()) if measure else known
+            config = config.transformer_config
+        return fastest(config, shape, num_gpus, known)[0].parallel
 
     @property
     def world_size(self) -> int:

@@ -155,6 +155,8 @@ class WorkerGroup:
         self._grace_s = 0.0  # since the first error of a reply, while others are missing
         self._workers: list[WorkerProcess] = []
         self._sending = threading.Lock()
+        self.on_end: Callable[[], None] | None = None
+        """Called from another thread once the group has ended, however."""
         try:
             for rank in range(size):
                 self._workers.append(WorkerProcess.started(command, rank, size, environment))
@@ -213,6 +215,19 @@ class WorkerGroup:
                 worker.error, worker.answer, worker.stall_s = None, None, 0.0
         self._send(parts)
         return Call(self)
+
+    def require_running(self) -> None:
+        """Raise what ended the group, if anything did.
+
+        Raises
+        ------
+        WorkerDied, WorkerTimeout
+            A worker did.
+        SessionStateError
+            The group was closed or given up.
+        """
+        with self._changed:
+            self._require_running()
 
     def cancel(self) -> None:
         """Ask the workers to stop what they do; they reply as soon as they have."""
@@ -319,6 +334,8 @@ class WorkerGroup:
                     time.sleep(0.01)  # an ended pipe stays readable until its process is gone, too
         if not self._closed:
             self._end(patience_s=0.0)
+        if self.on_end is not None:
+            self.on_end()
 
     def _found_fault(self, elapsed: float) -> SkyReelsError | None:
         """Judge every worker after ``elapsed`` more seconds; the lock is held."""

@@ -31,10 +31,10 @@ from skyreels_rt.errors import (
     SkyReelsError,
 )
 from skyreels_rt.live.asynchronous import AsyncSession
+from skyreels_rt.live.core import LiveCore
 from skyreels_rt.live.observer import SessionObserver
 from skyreels_rt.media.image import ImageInput
 from skyreels_rt.runtime.turns import Turns
-from skyreels_rt.session import Session
 from skyreels_rt.types import FrameChunk, PartState
 
 _PATIENCE_S = 5.0
@@ -98,6 +98,11 @@ class LiveSession:
         Is told what happens.
     on_close : callable, optional
         Called once when the session closes.
+    on_stop : callable, optional
+        Called when the core shall stop computing, beside what ``open_core`` was given.
+    require_core : callable, optional
+        Raises if what computes is gone, and with it the session; whoever waits is told by
+        :meth:`wake`.
 
     Raises
     ------
@@ -107,22 +112,26 @@ class LiveSession:
 
     def __init__(
         self,
-        open_core: Callable[[Callable[[], bool]], Session],
+        open_core: Callable[[Callable[[], bool]], LiveCore],
         settings: LiveSettings,
         *,
         pack: Callable[[PartState], bytes],
         load_portrait: Callable[[ImageInput], NDArray[np.uint8]],
         observer: SessionObserver,
         on_close: Callable[[], None] | None = None,
+        on_stop: Callable[[], None] | None = None,
+        require_core: Callable[[], None] | None = None,
     ) -> None:
         self._pack = pack
         self._load_portrait = load_portrait
         self._observer = observer
         self._on_close = on_close
+        self._on_stop = on_stop
+        self._require_core = require_core
         self._compute = Turns()  # held by whoever touches the core
         self._changed = threading.Condition()  # guards what follows
         self._inbox: deque[NDArray[np.float32]] = deque()
-        self._closed = False
+        self._closed = self._woken = False
         self._interrupts = 0  # interruptions under way
         self._cut = 0  # interruptions so far: a push that waits is part of what they drop
         self._taker: int | None = None  # thread that took frames last
@@ -278,6 +287,7 @@ class LiveSession:
         with self._changed:
             self._require_open("interrupt")
             self._interrupts += 1
+        self._stop_core()
         try:
             with self._compute.hold():
                 self._require_open("interrupt")
@@ -353,11 +363,18 @@ class LiveSession:
             self._inbox.clear()
             self._changed.notify_all()
         if first:
+            self._stop_core()
             with self._compute.hold():
                 self._core.close()
             self._observer.closed()
             if self._on_close is not None:
                 self._on_close()
+
+    def wake(self) -> None:
+        """Let whoever waits for speech or for room look again: the core may be gone."""
+        with self._changed:
+            self._woken = True
+            self._changed.notify_all()
 
     # -------------------------------------------------------------------------------------- facts
 
@@ -409,6 +426,12 @@ class LiveSession:
     def _require_open(self, call: str) -> None:
         if self._closed:
             raise SessionStateError(f"{call}: the session is closed.", stage="session")
+        if self._require_core is not None:
+            self._require_core()
+
+    def _stop_core(self) -> None:
+        if self._on_stop is not None:
+            self._on_stop()
 
     def _require_speaking(self, call: str) -> None:
         self._require_open(call)
@@ -499,8 +522,9 @@ class LiveSession:
         with self._changed:
 
             def is_new() -> bool:
-                settled = self._interrupts == 0
-                return self._closed or (settled and (bool(self._inbox) or self._ending))
+                if self._closed or self._woken:
+                    return True
+                return self._interrupts == 0 and (bool(self._inbox) or self._ending)
 
             if not self.settings.idle:
                 self._changed.wait_for(is_new)
@@ -523,7 +547,7 @@ class LiveSession:
         self._take(np.zeros((max(1, count), self._format.channels), np.float32))
 
 
-def _resampler_of(core: Session) -> SpeechResampler | None:
+def _resampler_of(core: LiveCore) -> SpeechResampler | None:
     """What knows the format of the speech, once there is one."""
     if core.speech.channels is None or core.speech.sample_rate is None:
         return None

@@ -31,6 +31,18 @@ def test_rows_of_two_ranks():
     assert 0 < sent["window"]["window"] < sent["ulysses"]["ulysses"]
 
 
+@pytest.mark.slow
+def test_links_between_two_ranks(tmp_path):
+    target = tmp_path / "links.json"
+    command = ["bench", "parallel", "--links", "--model", "tiny-random", "--json", str(target)]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    report = json.loads(target.read_text())
+    assert all(row["value"] > 0 for row in report["rows"])
+    assert len(report["rows"]) == 3
+    assert report["details"]["suggested"]
+
+
 def test_scaling_is_printed_and_stored(tmp_path):
     target = tmp_path / "scaling.json"
     result = CliRunner().invoke(app, ["bench", "scaling", "--json", str(target)])

@@ -8,6 +8,7 @@ import pytest
 import skyreels_rt as rt
 from skyreels_rt.bench.scaling import CASES, WAN_1_3B, WAN_14B, scaling_report, scaling_tables
 from skyreels_rt.distributed.cost_model import H200, StepShape, fastest, predict, sent_bytes
+from skyreels_rt.distributed.links import Links
 from skyreels_rt.distributed.parallel import Parallel
 from skyreels_rt.errors import InvalidArgument, InvalidMesh
 
@@ -64,6 +65,19 @@ def test_a_wall_of_slow_links_is_seen():
     sent = inside.sent_bytes["ulysses"] + inside.sent_bytes["sequence"]
     more = sent / H200.node_bandwidth - sent / H200.link_bandwidth
     assert outside.exchange_s - inside.exchange_s == pytest.approx(more)
+
+
+def test_measured_links_take_the_place_of_given_ones():
+    """Slow links: what sends least wins, though fewer ranks then share a pass."""
+    links = Links(2, point_to_point=2e6, all_to_all=1e6, latency_s=1e-3)
+    hardware = H200.over(links)
+    assert (hardware.link_bandwidth, hardware.node_bandwidth) == (1e6, 1e6)
+    assert (hardware.latency_s, hardware.flops) == (1e-3, H200.flops)
+    cost = predict(WAN_14B, ONE, Parallel(ulysses=2), hardware)
+    sent = cost.sent_bytes["ulysses"] + cost.sent_bytes["sequence"]
+    assert cost.exchange_s == pytest.approx(sent / 1e6 + 81 * 1e-3)
+    two = dataclasses.replace(ONE, num_passes=2)
+    assert Parallel.suggest(WAN_14B, two, 2, hardware=hardware) == Parallel(guidance=2)
 
 
 def test_a_ring_hides_behind_attention_until_its_link_is_too_slow():

@@ -37,6 +37,7 @@ ENGINE = {
     "generate_file": AUDIO.replace("(self, ", "(self, path: 'str | Path', ")
     + " -> 'GenerationSummary'",
     "health": "(self) -> 'Health'",
+    "measure_links": "(self) -> 'Links'",
     "mesh": None,
     "metrics": "(self) -> 'str'",
     "open_job": (
@@ -47,6 +48,7 @@ ENGINE = {
     "restore_session": (
         "(self, snapshot: 'bytes | str | Path', **options: 'Unpack[LiveOptions]') -> 'LiveSession'"
     ),
+    "transformer_config": None,
     "warmup": "(self) -> 'float'",
     "workers": None,
     "writes_files": None,

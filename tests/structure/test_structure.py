@@ -26,6 +26,7 @@ RANKS = [
     {"streaming"},
     {"engine"},
     {"worker_engine"},
+    {"worker_session", "opening"},
     {"pretrained", "scene", "estimate", "video_maker"},
     {"options", "offline", "export"},
     {"live", "progress", "report"},

@@ -145,8 +145,19 @@ def test_facts(engine, alone):
     for one in engine.workers:
         assert one.is_alive
         assert one.usage["peak_rss"] > 0
-    with pytest.raises(errors.InvalidArgument, match="devices"):
-        engine.open_session(image="mira")
+
+
+def test_links_are_measured_and_used(engine, alone):
+    links = engine.measure_links()
+    assert links.num_ranks == 2
+    assert links.latency_s < links.point_to_point < 1e12
+    assert 1e6 < links.all_to_all < 1e12
+    shape = engine.step_shape(1.3)
+    assert engine.transformer_config == alone.transformer_config
+    assert rt.Parallel.suggest(engine, shape, 2, measure=True).world_size == 2
+    for one in (alone, alone.transformer_config):
+        with pytest.raises(errors.InvalidArgument):
+            rt.Parallel.suggest(one, shape, 2, measure=True)
 
 
 @pytest.mark.parametrize("devices", [(), ("cpu", "cuda:0"), ("cuda:0", "cuda:0"), ("tpu",)])
