@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from skyreels_rt.distributed.messages import Message
 from skyreels_rt.distributed.workers import Call, WorkerGroup
 from skyreels_rt.errors import SkyReelsError
+from skyreels_rt.group_need import GroupNeed
 from skyreels_rt.job import JobSettings, settings_facts, settings_from
 from skyreels_rt.live.snapshot import pack_snapshot
 from skyreels_rt.scene import load_portrait
@@ -233,9 +234,10 @@ class WorkerCore:
         return Fraction(*self._facts["missing_s"])
 
     @property
-    def group_needed_s(self) -> Fraction:
-        """Seconds of speech that the group at hand needed."""
-        return Fraction(*self._facts["group_needed_s"])
+    def group_need(self) -> GroupNeed:
+        """The group at hand, if it is a full one, and the speech that it waits for."""
+        first, stop, numerator, denominator = self._facts["group_need"]
+        return GroupNeed(first, stop, Fraction(numerator, denominator))
 
 
 class HostedSession:
@@ -288,7 +290,7 @@ class HostedSession:
 
     def facts(self) -> dict[str, Any]:
         """How the session is, as JSON data."""
-        session = self._session
+        session, need = self._session, self._session.group_need
         return {
             "num_samples": session.speech.num_samples,
             "channels": session.speech.channels,
@@ -299,7 +301,7 @@ class HostedSession:
             "num_frames_done": session.num_frames_done,
             "latency_s": session.latency_s.as_integer_ratio(),
             "missing_s": session.missing_s.as_integer_ratio(),
-            "group_needed_s": session.group_needed_s.as_integer_ratio(),
+            "group_need": [need.first_frame, need.stop_frame, *need.seconds.as_integer_ratio()],
         }
 
     def opening(self) -> dict[str, Any]:

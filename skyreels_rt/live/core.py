@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from skyreels_rt.group_need import GroupNeed
 from skyreels_rt.job import JobSettings
 from skyreels_rt.types import FrameChunk, PartState
 
@@ -75,8 +76,8 @@ class LiveCore(Protocol):
         """Seconds of speech that the next group still needs."""
 
     @property
-    def group_needed_s(self) -> Fraction:
-        """Seconds of speech that the group at hand needed."""
+    def group_need(self) -> GroupNeed:
+        """The group at hand, if it is a full one, and the speech that it waits for."""
 
     def push_audio(self, pcm: NDArray[np.float32], sample_rate: int) -> None:
         """Take speech."""
