@@ -156,3 +156,22 @@ def test_a_producer_ten_times_too_fast_waits(engine):
         producer.join()
     assert frames == 1_500
     assert max(highest) <= 4.0 + 1 / RATE
+
+
+def test_a_producer_ten_times_too_fast_is_refused(engine):
+    """Ten pieces are offered for each that is shown, 60 s long: nine of ten come back."""
+    piece, offered, refused, frames, memory = NOISE[: RATE // 25 * 4], 0, 0, 0, []
+    with engine.open_session(image=PORTRAIT, max_ahead_s=4.0, on_full="raise") as session:
+        while frames < 60 * 25:
+            for _ in range(10):
+                offered += 1
+                try:
+                    session.push_audio(piece, RATE)
+                except errors.QueueFull:
+                    refused += 1
+            assert session.buffered_s <= 4.0 + 1e-9
+            chunk = session.next_chunk(wait=False)
+            frames += 0 if chunk is None else len(chunk.frames)
+            memory.append(resident_mib())
+    assert refused / offered == pytest.approx(0.9, abs=0.02)
+    assert max(memory) - memory[len(memory) // 10] < 16.0
