@@ -299,17 +299,24 @@ def test_files_of_other_networks(tmp_path, change, error, message):
         load_syncnet(tmp_path / "other.safetensors", digest)
 
 
-@pytest.mark.parametrize("legacy", [False, True])
-def test_published_weights_are_converted(network, tmp_path, legacy):
-    """Pickled, with the counters that batch norms of newer torch keep."""
+def test_published_weights_are_converted(network, tmp_path):
+    """Pickled as of old, with counters of batch norms; the command prints the settings to use."""
+    from typer.testing import CliRunner
+
+    from skyreels_rt.cli import app
+
     state = network.state_dict() | {"netcnnaud.1.num_batches_tracked": torch.tensor(3)}
-    source, target = tmp_path / "syncnet_v2.model", tmp_path / "syncnet.safetensors"
-    torch.save(state, source, _use_new_zipfile_serialization=not legacy)
-    digest = convert_syncnet(source, target)
-    assert weights_fingerprint(load_syncnet(target, digest)) == weights_fingerprint(network)
+    source, target = tmp_path / "syncnet_v2.model", tmp_path / "it's.safetensors"
+    torch.save(state, source, _use_new_zipfile_serialization=False)
+    made = CliRunner().invoke(app, ["data", "convert-syncnet", str(source), "-o", str(target)])
+    assert made.exit_code == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == [target.name, source.name]
+    (tmp_path / "mine.toml").write_text(made.stdout)
+    settings = load_settings(tmp_path / "mine.toml").syncnet
+    loaded = load_syncnet(Path(settings.file), settings.sha256)
+    assert weights_fingerprint(loaded) == weights_fingerprint(network)
     with pytest.raises(InvalidArgument, match="does not exist"):
         convert_syncnet(source, target)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["syncnet.safetensors", "syncnet_v2.model"]
 
 
 def test_what_is_no_syncnet_is_not_converted(tmp_path):
@@ -319,19 +326,6 @@ def test_what_is_no_syncnet_is_not_converted(tmp_path):
     with pytest.raises(ModelError, match="no such file"):
         convert_syncnet(tmp_path / "none.model", tmp_path / "made")
     assert [p.name for p in tmp_path.iterdir()] == ["other.model"]
-
-
-def test_the_command_prints_the_settings(weights, tmp_path):
-    from typer.testing import CliRunner
-
-    from skyreels_rt.cli import app
-
-    target = tmp_path / "it's.safetensors"
-    made = CliRunner().invoke(app, ["data", "convert-syncnet", str(weights[0]), "-o", str(target)])
-    assert made.exit_code == 0
-    (tmp_path / "mine.toml").write_text(made.stdout)
-    settings = load_settings(tmp_path / "mine.toml").syncnet
-    load_syncnet(Path(settings.file), settings.sha256)
 
 
 # ---------------------------------------------------------------- settings and builds
@@ -377,24 +371,39 @@ def bounded(settings, weights, **bounds):
     )
 
 
-def test_the_filter_judges_what_passed_the_others(weights, settings, good, tmp_path):
+@pytest.fixture(scope="module")
+def talking(good, tmp_path_factory):
+    """Folder with a clip that passes all other filters, and one without sound."""
+    folder = tmp_path_factory.mktemp("in") / "in"
+    folder.mkdir()
     clip = TalkingClip(good(1).frames[:55], good(1).audio[: 640 * 55])
-    (tmp_path / "in").mkdir()
-    write_clip(tmp_path / "in" / "clip.mp4", clip)
-    write_clip(tmp_path / "in" / "silent.mp4", replace(clip, audio=0 * clip.audio))
-    kept = bounded(settings, weights, minimum=-1e9)
-    build([tmp_path / "in"], tmp_path / "kept", kept, workers=1)
-    rows = {r["source"]: r for r in read_manifest(tmp_path / "kept" / MANIFEST)}
-    row, silent = rows["in/clip.mp4"], rows["in/silent.mp4"]
-    assert row["kept"]
-    assert silent["reason"] == "speech"
-    assert silent["score_syncnet_confidence"] is None
-    sample = ShardSet(tmp_path / "kept").sample(0)
-    assert sample.facts["scores"]["syncnet_confidence"] == row["score_syncnet_confidence"] >= 0
-    assert row["score_syncnet_offset"] <= 15
-    strict = bounded(settings, weights, minimum=row["score_syncnet_confidence"] + 1e-3)
-    summary = build([tmp_path / "in" / "clip.mp4"], tmp_path / "none", strict, workers=1)
-    (row,) = read_manifest(tmp_path / "none" / MANIFEST)
+    write_clip(folder / "clip.mp4", clip)
+    write_clip(folder / "silent.mp4", replace(clip, audio=0 * clip.audio))
+    return folder
+
+
+def rows_of(folder):
+    return {Path(r["source"]).stem: r for r in read_manifest(folder / MANIFEST)}
+
+
+def test_the_filter_rejects_what_passed_the_others(weights, settings, talking, tmp_path):
+    strict = bounded(settings, weights, minimum=1e9)
+    summary = build([talking], tmp_path, strict, workers=1)
+    rows = rows_of(tmp_path)
+    row, silent = rows["clip"], rows["silent"]
     assert row["failed"] == ["syncnet_confidence"] == [row["reason"]]
     assert (row["kept"], row["shard"], row["crop_side"], summary.num_shards) == (False, "", None, 0)
+    assert row["score_syncnet_confidence"] >= 0
+    assert row["score_syncnet_offset"] <= 15
+    assert silent["reason"] == "speech"
+    assert silent["score_syncnet_confidence"] is None
     assert summary.seconds["syncnet"] > 0
+
+
+@pytest.mark.slow
+def test_samples_keep_their_scores_of_the_filter(weights, settings, talking, tmp_path):
+    build([talking], tmp_path, bounded(settings, weights, minimum=-1e9), workers=1)
+    row = rows_of(tmp_path)["clip"]
+    assert row["kept"]
+    sample = ShardSet(tmp_path).sample(0)
+    assert sample.facts["scores"]["syncnet_confidence"] == row["score_syncnet_confidence"] >= 0
