@@ -11,7 +11,7 @@ source scripts/bare_machine.sh
 archs=${SKYREELS_RT_CUDA_ARCHS:-80;86;89;90a}
 nvcc=$(command -v nvcc || true)
 [ -n "$nvcc" ] || nvcc=${CUDA_HOME:-/usr/local/cuda}/bin/nvcc
-benches=(kernels graphs vae)
+benches=("kernels --device cuda" graphs "vae --device cuda")
 [ "${1:-}" != --no-bench ] || { benches=() && shift; }
 table=""
 row() { table+=$(printf '%-28s %s' "$1" "$2")$'\n'; }
@@ -63,8 +63,10 @@ row "GPU tests" "$(tail -n 1 "$out/pytest.log")"
 
 # Figures stay in build/gpu; who measured puts them under benchmarks/results/.
 for bench in ${benches[@]+"${benches[@]}"}; do
-  if "$python" -P -m skyreels_rt bench "$bench" --json "$out/${bench}_gpu.json"; then
-    row "bench $bench" "$out/${bench}_gpu.json"
+  json=$out/${bench%% *}_gpu.json
+  # shellcheck disable=SC2086 # a name and its options
+  if "$python" -P -m skyreels_rt bench $bench --json "$json"; then
+    row "bench $bench" "$json"
   else
     row "bench $bench" "failed" && status=1
   fi

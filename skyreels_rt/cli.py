@@ -386,15 +386,17 @@ def bench_step(
 def bench_kernels(
     *,
     repeats: Annotated[int, typer.Option(help="Timed runs per side, at least 5.")] = 9,
+    device: Device = "cpu",
     compile_: Annotated[
         bool, typer.Option("--compile/--no-compile", help="Also time torch.compile (minutes).")
     ] = True,
     json_file: JsonFile = None,
 ) -> None:
-    """Time every operator on the CPU against eager torch and torch.compile, in the same run."""
+    """Time every operator against eager torch and torch.compile, in the same run."""
     with errors_as_exit_codes():
         from skyreels_rt.bench.kernels import measure_kernels
         from skyreels_rt.report import require_writable
+        from skyreels_rt.runtime.device import resolve_device
 
         if json_file is not None:
             require_writable(json_file)
@@ -402,6 +404,7 @@ def bench_kernels(
             report = measure_kernels(
                 repeats=repeats,
                 command=command_line(),
+                device=resolve_device(device),
                 with_compile=compile_,
                 on_row=lambda row: status.update(f"{row.name}: {row.value:.3g} {row.unit}"),
             )

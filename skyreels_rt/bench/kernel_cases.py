@@ -7,7 +7,7 @@ eager form that the operator replaces.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -61,6 +61,8 @@ class KernelCase:
         The operator, with ``impl``: that field's value.
     reference : callable
         What it replaces, in eager torch.
+    h200_s : float, optional
+        Most seconds that a call should take on an H200, in bfloat16 (DESIGN.md names the floor).
     """
 
     op: str
@@ -70,6 +72,15 @@ class KernelCase:
     make: Callable[[torch.dtype], Inputs]
     run: Callable[..., object]
     reference: Callable[..., object]
+    h200_s: float | None = None
+
+    @property
+    def flops(self) -> float | None:
+        """Floating-point operations of the two products of a dense attention; else None."""
+        if self.op != "attention":
+            return None
+        sizes = self.shape
+        return 4.0 * sizes["heads"] * sizes["tokens"] * sizes["keys"] * sizes["head_dim"]
 
 
 def _random(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -290,3 +301,23 @@ CASES: tuple[KernelCase, ...] = (
     _gate("1.3b", 8640, 1536),
 )
 """Everything that ``skyreels-rt bench kernels`` times."""
+
+# Wan2.1-14B at 832 x 480, 81 frames: 21 latents of 30 x 52 patches, width 5120.
+GPU_CASES: tuple[KernelCase, ...] = (
+    _norm("14b", 1, 32760, 5120),
+    replace(_gate_norm("14b", 1, 32760, 5120), h200_s=0.37e-3),
+    _quantize("14b", 32760, 5120),
+    _norm_quantize("14b", 32760, 5120),
+    _gate_norm_quantize("14b", 32760, 5120),
+    replace(_qk("14b", 32760, 40, 128), h200_s=0.37e-3),
+    replace(_audio("14b", 21, 1560, 32, 40, 128), h200_s=0.20e-3),
+    _attention("14b", 40, 32760, 32760, 128),
+    _attention("14b-text", 40, 32760, 512, 128),
+    _rms("480p", 96, 4, 480),
+    _frames("480p", 4, 640),
+    _blf("480p", 4, 2, 104),
+    _residual("residual_store", "14b", 32760, 5120),
+    _residual("residual_apply", "14b", 32760, 5120),
+    _gate("14b", 32760, 5120),
+)
+"""What is timed on a GPU, where smaller shapes measure launches."""

@@ -64,6 +64,10 @@ class Recorder(Protocol):
         """
         ...
 
+    def apart(self) -> Recorder:
+        """A recorder whose work may be repeated while this one's is."""
+        ...
+
 
 class Held:
     """Tensors that many steps are given unchanged, in any nest of tuples and dataclasses.
@@ -201,8 +205,9 @@ class StepGraphs:
         Returns
         -------
         (replay, results) or None
-            As of :meth:`Recorder.record`; results are to be used before anything else is replayed.
-            None where it cannot be recorded, which is said in the log.
+            As of :meth:`Recorder.record`; results are to be used before it is replayed again. It
+            may be replayed beside every other recording. None where it cannot be recorded, which is
+            said in the log.
 
         Raises
         ------
@@ -210,7 +215,7 @@ class StepGraphs:
             It cannot be recorded, and recordings are required.
         """
         with self._lock:
-            return self._try(f"Step {kind!r}", work)
+            return self._try(f"Step {kind!r}", work, self._recorder.apart())
 
     def clear(self) -> None:
         """Forget every recording, as after a change of the weights."""
@@ -246,7 +251,7 @@ class StepGraphs:
         buffers.load(held)
         tree = buffers.tree
         what = f"Step {kind!r} with inputs {[tuple(x.shape) for x in fresh]}"
-        made = self._try(what, lambda: step(inputs, tree))
+        made = self._try(what, lambda: step(inputs, tree), self._recorder)
         if made is None:
             return None
         replay, results = made
@@ -254,11 +259,11 @@ class StepGraphs:
         return _Recording(inputs, buffers, results, replay)
 
     def _try(
-        self, what: str, work: Callable[[], Tensors]
+        self, what: str, work: Callable[[], Tensors], recorder: Recorder
     ) -> tuple[Callable[[], None], Tensors] | None:
         """Record ``work``, or say why not."""
         try:
-            return self._recorder.record(work)
+            return recorder.record(work)
         except GraphCaptureFailed as error:
             message = f"{what}: {error.message}"
             if self._required:
@@ -311,6 +316,10 @@ class CudaRecorder:
                     f"{watch.last} cannot be captured ({error}).", operation=watch.last
                 ) from error
         return graph.replay, results
+
+    def apart(self) -> CudaRecorder:
+        """One with a memory pool and a stream of its own."""
+        return CudaRecorder(self._device)
 
     def _warm_up(self, work: Callable[[], Tensors]) -> None:
         """Run the work on the capturing stream, refusing what a capture would only trip over."""

@@ -36,3 +36,7 @@ class RerunRecorder:
                 place.copy_(result)
 
         return replay, results
+
+    def apart(self) -> RerunRecorder:
+        """Itself: it keeps no memory that two recordings could share."""
+        return self
