@@ -281,7 +281,7 @@ class CudaRecorder:
     """Captures work as CUDA graphs whose inner memory is shared.
 
     They may share it because one replays at a time, on one stream, and its results are copied out
-    before the next.
+    before the next. Work that replays beside them, on another stream, needs another recorder.
 
     Parameters
     ----------
