@@ -113,7 +113,8 @@ class WorkerCore:
 
     def stop(self) -> None:
         """Let the workers leave the chunk at hand, within a step."""
-        self._group.cancel()
+        with suppress(SkyReelsError):  # they may be gone, which the next call says
+            self._group.cancel()
 
     # ------------------------------------------------------------------------------------- calls
 
