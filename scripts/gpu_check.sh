@@ -81,4 +81,31 @@ fi
 # -P: the root must not shadow the view.
 "$python" -P -m pytest -q -m gpu -p no:cacheprovider "$@" "${tests[@]}" | tee "$out/pytest.log" || status=$?
 row "GPU tests" "$(tail -n 1 "$out/pytest.log")"
+
+# Steps of SkyReels-V3-A2V's size, made on the device: 38 GB of weights, some five minutes.
+if "$python" -c 'import sys, torch; sys.exit(torch.cuda.mem_get_info()[1] < 70 << 30)'; then
+  if timeout 420 "$python" -P - "$out/step_full_gpu.json" >"$out/step.log" 2>&1 <<'PY'; then
+import sys
+from pathlib import Path
+
+import torch
+
+from skyreels_rt.bench.large_step import measure_large_steps
+
+report = measure_large_steps(
+    command="scripts/gpu_check.sh",
+    device=torch.device("cuda", 0),
+    on_row=lambda row: print(f"{row.name:56} {row.value:9.4f} {row.unit}", flush=True),
+)
+report.write(Path(sys.argv[1]))
+PY
+    row "steps of V3-A2V's size" "$out/step_full_gpu.json"
+  else
+    row "steps of V3-A2V's size" "failed or took too long: $out/step.log"
+    status=1
+  fi
+  cat "$out/step.log"
+else
+  row "steps of V3-A2V's size" "not run: less than 70 GiB"
+fi
 finish "$status"
