@@ -11,7 +11,7 @@ source scripts/bare_machine.sh
 archs=${SKYREELS_RT_CUDA_ARCHS:-80;86;89;90a}
 nvcc=$(command -v nvcc || true)
 [ -n "$nvcc" ] || nvcc=${CUDA_HOME:-/usr/local/cuda}/bin/nvcc
-benches=("kernels --device cuda" graphs "vae --device cuda")
+benches=("kernels --device cuda" graphs "vae --device cuda" "step --full")
 [ "${1:-}" != --no-bench ] || { benches=() && shift; }
 table=""
 row() { table+=$(printf '%-28s %s' "$1" "$2")$'\n'; }

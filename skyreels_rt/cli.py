@@ -360,23 +360,37 @@ def bench_step(
     *,
     peer: Annotated[str, typer.Option(help='Library to compare with: "diffusers".')] = "diffusers",
     repeats: Annotated[int, typer.Option(help="Timed runs per side, at least 5.")] = 9,
+    full: Annotated[
+        bool, typer.Option("--full", help="SkyReels-V3-A2V's size, random weights; needs a GPU.")
+    ] = False,
     json_file: JsonFile = None,
 ) -> None:
     """Time one transformer step against a peer with the same weights, in the same run."""
     with errors_as_exit_codes():
+        from skyreels_rt.bench.large_step import measure_large_steps
         from skyreels_rt.bench.step import measure_steps
-        from skyreels_rt.report import require_writable
+        from skyreels_rt.report import Row, require_writable
+        from skyreels_rt.runtime.device import resolve_device
 
         if json_file is not None:
             require_writable(json_file)
 
         with console.status("measuring ...") as status:
-            report = measure_steps(
-                peer=peer,
-                repeats=repeats,
-                command=command_line(),
-                on_row=lambda row: status.update(f"{row.name}: {row.value:.3f} {row.unit}"),
-            )
+
+            def show(row: Row) -> None:
+                status.update(f"{row.name}: {row.value:.3f} {row.unit}")
+
+            if full:
+                report = measure_large_steps(
+                    command=command_line(),
+                    device=resolve_device("cuda"),
+                    repeats=repeats,
+                    on_row=show,
+                )
+            else:
+                report = measure_steps(
+                    peer=peer, repeats=repeats, command=command_line(), on_row=show
+                )
         Console().print(report_table(report))
         if json_file is not None:
             report.write(json_file)

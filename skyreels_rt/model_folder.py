@@ -12,11 +12,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from skyreels_rt.audio.grid_encoder import GridEncoder
 from skyreels_rt.audio.wav2vec2 import Wav2Vec2Features, build_wav2vec2
@@ -44,15 +45,16 @@ from skyreels_rt.models.text_encoder import (
     build_umt5,
 )
 from skyreels_rt.models.tiny_vae import TinyVAE
-from skyreels_rt.models.transformer import SkyReelsTransformer
+from skyreels_rt.models.transformer import SkyReelsTransformer, offload_blocks
 from skyreels_rt.models.vae import TorchVAE, VideoVAE
 from skyreels_rt.models.wan_vae import WanVAE
 from skyreels_rt.presets import find_preset
-from skyreels_rt.runtime.step_cache import (
-    StepCalibration,
-)
+from skyreels_rt.quantization import QuantPolicy, quantize_transformer, stored_policy
+from skyreels_rt.runtime.offload import is_moved
+from skyreels_rt.runtime.step_cache import StepCalibration
 from skyreels_rt.types import LoadCallback, LoadProgress
 from skyreels_rt.weights.diffusers_layout import transformer_config_from_diffusers
+from skyreels_rt.weights.eight_bits import CODE
 from skyreels_rt.weights.families import detect_family
 from skyreels_rt.weights.files import read_checkpoint, stored_dtype
 from skyreels_rt.weights.key_maps import (
@@ -61,7 +63,7 @@ from skyreels_rt.weights.key_maps import (
     wav2vec2_key,
     whisper_encoder_key,
 )
-from skyreels_rt.weights.loader import Merge, WeightsPlan, plan_weights, save_weights
+from skyreels_rt.weights.loader import Merge, Place, WeightsPlan, plan_weights, save_weights
 from skyreels_rt.weights.lora import Lora, LoraStack
 from skyreels_rt.weights.official_layout import transformer_config_from_official
 
@@ -86,11 +88,14 @@ def load_components(
     device: torch.device,
     dtype: torch.dtype,
     plan: KernelPlan,
-    transformer_device: torch.device | None = None,
+    quantization: QuantPolicy | None = None,
+    offload: bool = False,
     loras: Sequence[Lora] = (),
     on_progress: LoadCallback | None = None,
 ) -> Components:
     """Load a model folder. Every file is checked by its header before a weight is placed.
+
+    Tensors stream one by one to where they stay; those to be kept in 8 bits become so on the way.
 
     Parameters
     ----------
@@ -102,9 +107,10 @@ def load_components(
         Type of transformer, VAE and text encoder; the audio encoder stays float32.
     plan : KernelPlan
         Kernel implementations to use.
-    transformer_device : torch.device, optional
-        Where the transformer is left, for what quantises it or moves its blocks; ``device`` by
-        default.
+    quantization : QuantPolicy, optional
+        Layers of the transformer to keep in 8 bits; by default those that are stored so.
+    offload : bool
+        Leave the blocks' weights in host memory.
     loras : sequence of Lora
         Additions to the transformer's weights.
     on_progress : callable, optional
@@ -117,14 +123,23 @@ def load_components(
     WeightsMismatch
         A component's checkpoint does not hold exactly its tensors.
     """
-    load = _FolderLoader(folder, _read_index(folder), device, dtype, plan, tuple(loras))
+    index = _read_index(folder)
+    load = _FolderLoader(folder, index, device, dtype, plan, tuple(loras), quantization)
     parts = _read_folder(folder, load)
-    load.fill({"transformer": transformer_device or device}, on_progress)
+    load.fill({"transformer": partial(_block_place, device)} if offload else {}, on_progress)
+    if offload:
+        offload_blocks(parts.transformer, device)
     if isinstance(parts.vae, TorchVAE):
         parts.vae.channels_last_weights()
     return replace(
         parts, calibration=_read_calibration(folder / CALIBRATION_FILE, parts.transformer)
     )
+
+
+def _block_place(device: torch.device, name: str, weight: Tensor) -> torch.device:
+    """Where a tensor of a transformer with offloaded blocks is left."""
+    stays = not name.startswith("blocks.") or not is_moved(name, weight)
+    return device if stays else torch.device("cpu")
 
 
 def check_folder(folder: Path) -> None:
@@ -135,7 +150,20 @@ def check_folder(folder: Path) -> None:
     cpu = torch.device("cpu")
     dtype = stored_transformer_dtype(folder) or torch.float32
     plan = KernelPlan.choose(cpu, dtype, "reference")
-    _read_folder(folder, _FolderLoader(folder, _read_index(folder), cpu, dtype, plan, ()))
+    _read_folder(folder, _FolderLoader(folder, _read_index(folder), cpu, dtype, plan))
+
+
+def component_folders(folder: Path) -> dict[str, Path]:
+    """Sub-folder of every component of a model folder: its own, else its base's.
+
+    Raises
+    ------
+    ModelError
+        There is no usable ``model_index.json``.
+    """
+    base = _base_folder(folder, _read_index(folder))
+    roots = [root for root in (base, folder) if root is not None]
+    return {path.name: path for root in roots for path in root.iterdir() if path.is_dir()}
 
 
 def _read_index(folder: Path) -> dict[str, Any]:
@@ -233,7 +261,8 @@ class _FolderLoader:
         device: torch.device,
         dtype: torch.dtype,
         plan: KernelPlan,
-        loras: tuple[Lora, ...],
+        loras: tuple[Lora, ...] = (),
+        quantization: QuantPolicy | None = None,
     ) -> None:
         self.folder = folder
         self.base = _base_folder(folder, index)
@@ -242,11 +271,12 @@ class _FolderLoader:
         self.dtype = dtype
         self.plan = plan
         self.loras = loras
+        self.quantization = quantization
         self.preset = find_preset(index["_preset"]) if "_preset" in index else None
         self.planned: dict[str, WeightsPlan] = {}
 
-    def fill(self, devices: Mapping[str, torch.device], on_progress: LoadCallback | None) -> None:
-        """Read and place all that was planned, on ``devices`` where a component is named there."""
+    def fill(self, places: Mapping[str, Place], on_progress: LoadCallback | None) -> None:
+        """Read all that was planned, place it as ``places`` says of a component, else here."""
         total, done = sum(plan.num_bytes for plan in self.planned.values()), 0
 
         def report(component: str, offset: int) -> Callable[[int, int], None]:
@@ -255,7 +285,7 @@ class _FolderLoader:
             )
 
         for component, plan in self.planned.items():
-            plan.fill(devices.get(component, self.device), report(component, done))
+            plan.fill(self.device, report(component, done), place=places.get(component))
             done += plan.num_bytes
 
     def transformer(self) -> SkyReelsTransformer:
@@ -267,8 +297,20 @@ class _FolderLoader:
         if self.loras:
             shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
             merge = LoraStack(self.loras, shapes).merge
+        policy = self.quantization or self._stored_policy(model)
+        if policy is not None:
+            quantize_transformer(model, policy, self.device, stays=True)
         self._plan(model, "transformer", key_map=official_key, dtype=None, merge=merge)
         return model
+
+    def _stored_policy(self, model: SkyReelsTransformer) -> QuantPolicy | None:
+        folder = self._path("transformer")
+        try:
+            entries = read_checkpoint(folder)
+        except ModelError:  # where only shapes are wanted there may be none; else the plan says so
+            entries = {}
+        small = {official_key(name): entry.code == CODE for name, entry in entries.items()}
+        return stored_policy(folder, small, model)
 
     def _transformer_config(self, class_name: str) -> TransformerConfig:
         where = "transformer/config.json"

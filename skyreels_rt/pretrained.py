@@ -74,7 +74,8 @@ class LoadOptions(VAEChoice, total=False):
     kernels : str or dict
         ``"auto"``, ``"reference"``, or an implementation for some operators by name.
     quantization : str or QuantPolicy, optional
-        Layers of the transformer kept in 8 bits: ``"fp8"``, ``"fp8_weight"``, or a policy.
+        Layers of the transformer kept in 8 bits: ``"fp8"``, ``"fp8_weight"``, or a policy. By
+        default those that the folder stores in 8 bits; a policy overrules that.
     offload : bool
         Keep the blocks' weights in host memory and bring them to the device one after the other.
         Same bytes, less device memory, more time.
@@ -123,7 +124,7 @@ def load_facts(options: LoadOptions) -> dict[str, Any]:
     facts["kernels"] = kernels if isinstance(kernels, str) else dict(kernels)
     policy = options.get("quantization")
     if isinstance(policy, QuantPolicy):
-        facts["quantization"] = {"rules": [list(rule) for rule in policy.rules]}
+        facts["quantization"] = policy.to_json()
     graphs = options.get("vae_folder")
     facts["vae_folder"] = None if graphs is None else str(Path(graphs).absolute())
     vae_options = options.get("vae_options")
@@ -141,7 +142,7 @@ def load_options(facts: dict[str, Any]) -> LoadOptions:
         options["vae_options"] = VAEOptions(**facts["vae_options"])
     policy = facts.get("quantization")
     if isinstance(policy, dict):
-        options["quantization"] = QuantPolicy(tuple((name, mode) for name, mode in policy["rules"]))
+        options["quantization"] = QuantPolicy.from_json(policy, where="options")
     return cast("LoadOptions", options)
 
 
@@ -213,14 +214,11 @@ def _load(
     _require_model_folder(folder)
     kind = resolve_dtype(dtype, where, stored=stored_transformer_dtype(folder))
     plan = KernelPlan.choose(where, kind, kernels)
-    # What is to shrink, or to stay in host memory, need not fit the device first.
-    staged = torch.device("cpu") if offload or policy is not None else where
     parts = load_components(
-        folder, device=where, dtype=kind, plan=plan, transformer_device=staged,
+        folder, device=where, dtype=kind, plan=plan, quantization=policy, offload=offload,
         loras=loras, on_progress=on_progress,
     )  # fmt: skip
     parts = replace(parts, vae=_chosen_vae(parts.vae, **vae), graphs=recordings)
-    parts = _fitted(parts, policy, offload=offload)
     return replace(parts, name=str(model)) if str(model) in embedded_models() else parts
 
 
@@ -262,12 +260,13 @@ def load_shapes(
     cpu, meta = torch.device("cpu"), torch.device("meta")
     kind = resolve_dtype(dtype, cpu, stored=stored_transformer_dtype(folder))
     plan = KernelPlan.choose(cpu, kind, "auto")
-    parts = load_components(folder, device=meta, dtype=kind, plan=plan)
-    return _fitted(parts, policy, offload=offload)
+    return load_components(
+        folder, device=meta, dtype=kind, plan=plan, quantization=policy, offload=offload
+    )
 
 
 def _fitted(parts: Components, policy: QuantPolicy | None, *, offload: bool) -> Components:
-    """The same parts, the transformer quantised and offloaded as asked."""
+    """The same parts in memory, the transformer quantised and offloaded as asked."""
     transformer = parts.transformer
     if policy is not None:
         quantize_transformer(transformer, policy, parts.device, stays=offload)

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Literal, get_args
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
 
-from skyreels_rt.errors import InvalidArgument
+from skyreels_rt.config import read_json
+from skyreels_rt.errors import InvalidArgument, ModelError
 from skyreels_rt.models.audio_adapter import AudioCrossAttention
 from skyreels_rt.models.fp8_linear import Fp8Linear, require_products
 from skyreels_rt.models.transformer import SkyReelsTransformer
 
 LayerMode = Literal["full", "fp8", "fp8_weight"]
+
+POLICY_FILE = "quantization.json"
+"""In a transformer's folder: the policy that its weights were stored for."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,37 @@ class QuantPolicy:
             if fnmatchcase(layer, pattern):
                 return mode
         return "full"
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON; :meth:`from_json` reads it."""
+        return {"rules": [list(rule) for rule in self.rules]}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], *, where: str) -> QuantPolicy:
+        """The policy that :meth:`to_json` wrote.
+
+        Raises
+        ------
+        ModelError
+            ``data``, which comes from ``where``, is no policy.
+        """
+        rules = data.get("rules")
+        if not isinstance(rules, list) or not all(_is_rule(rule) for rule in rules):
+            raise ModelError(
+                f"{where}: expected rules of layer names and one of {get_args(LayerMode)}, got "
+                f"{rules!r}.",
+                stage="load",
+            )
+        return cls(tuple((pattern, mode) for pattern, mode in rules))
+
+
+def _is_rule(rule: object) -> bool:
+    return (
+        isinstance(rule, list)
+        and len(rule) == 2
+        and isinstance(rule[0], str)
+        and rule[1] in get_args(LayerMode)
+    )
 
 
 # The audio projections are folded into the audio's keys and values, in full precision: exact, and
@@ -100,6 +136,37 @@ def resolve_policy(quantization: str | QuantPolicy | None) -> QuantPolicy | None
     )
 
 
+def stored_policy(
+    folder: Path, stored: Mapping[str, bool], transformer: SkyReelsTransformer
+) -> QuantPolicy | None:
+    """How the layers of a checkpoint are kept where nobody says otherwise: as they are stored.
+
+    Parameters
+    ----------
+    folder : Path
+        The transformer's folder; a ``quantization.json`` there decides.
+    stored : mapping of str to bool
+        Whether the file holds a tensor, by our name, in e4m3.
+    transformer : SkyReelsTransformer
+        The model; only its layers' names count.
+
+    Returns
+    -------
+    QuantPolicy or None
+        None where no layer is stored in 8 bits. Without the file, layers in e4m3 keep such weights
+        and multiply in full precision, which every device can.
+
+    Raises
+    ------
+    ModelError
+        The file is no policy.
+    """
+    if (folder / POLICY_FILE).is_file():
+        return QuantPolicy.from_json(read_json(folder / POLICY_FILE), where=POLICY_FILE)
+    small = [name for name, _ in linear_layers(transformer) if stored.get(f"{name}.weight")]
+    return QuantPolicy(tuple((name, "fp8_weight") for name in small)) if small else None
+
+
 def quantize_transformer(
     transformer: SkyReelsTransformer,
     policy: QuantPolicy,
@@ -112,7 +179,7 @@ def quantize_transformer(
     Parameters
     ----------
     transformer : SkyReelsTransformer
-        Loaded model.
+        Loaded model, or one on the meta device, which is filled with 8-bit weights afterwards.
     policy : QuantPolicy
         Which layers.
     device : torch.device

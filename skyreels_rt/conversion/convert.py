@@ -2,7 +2,8 @@
 
 Everything is made in a folder beside the target and renamed at the end. Safetensors files are
 linked or copied as they are; pickled ones are read by a child process
-(:mod:`skyreels_rt.conversion.unpickle`). ``SHA256SUMS`` is what ``sha256sum -c`` reads.
+(:mod:`skyreels_rt.conversion.unpickle`). ``SHA256SUMS`` is what ``sha256sum -c`` reads. A policy
+lets the transformer be written anew in 8 bits; then a model folder is a source, too.
 """
 
 from __future__ import annotations
@@ -15,13 +16,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from skyreels_rt.config import config_to_dict, read_json, write_json
+from skyreels_rt.config import TransformerConfig, config_to_dict, read_json, write_json
 from skyreels_rt.conversion.child import run_unpickler
 from skyreels_rt.conversion.encoder_configs import clip_config, umt5_config, vae_config
 from skyreels_rt.conversion.official_folder import OfficialFolder, find_parts
+from skyreels_rt.conversion.quantize import write_quantized
 from skyreels_rt.errors import InvalidArgument, ModelError, OutputError
-from skyreels_rt.model_folder import PIPELINE_CLASS, check_folder
+from skyreels_rt.model_folder import PIPELINE_CLASS, check_folder, component_folders
 from skyreels_rt.presets import find_preset
+from skyreels_rt.pretrained import load_shapes
+from skyreels_rt.quantization import QuantPolicy, resolve_policy
 from skyreels_rt.types import LoadCallback, LoadProgress
 from skyreels_rt.weights.files import StoredTensor, read_checkpoint
 from skyreels_rt.weights.official_layout import transformer_config_from_official
@@ -40,9 +44,9 @@ class Conversion:
     folder : Path
         The model folder.
     family : str
-        Title of the family.
+        Title of the family; of a model folder, its pipeline's class.
     preset : str
-        Settings that the folder names.
+        Settings that the folder names; empty for a model folder with settings of its own.
     num_bytes : int
         Bytes of all files.
     """
@@ -60,6 +64,7 @@ class _Work:
     folder: Path
     link: bool
     on_progress: LoadCallback | None
+    policy: QuantPolicy | None = None
     total: int = 0
     done: int = 0
     index: dict[str, object] = field(default_factory=dict)
@@ -76,6 +81,7 @@ def convert(
     adapter: Path | None = None,
     audio_encoder: Path | None = None,
     preset: str | None = None,
+    quantization: str | QuantPolicy | None = None,
     link: bool = True,
     on_progress: LoadCallback | None = None,
 ) -> Conversion:
@@ -84,7 +90,8 @@ def convert(
     Parameters
     ----------
     source : Path
-        Folder of SkyReels-V3-A2V, or of Wan2.1 T2V or I2V.
+        Folder of SkyReels-V3-A2V, or of Wan2.1 T2V or I2V; with ``quantization`` a model folder,
+        too.
     target : Path
         Must not exist.
     adapter : Path, optional
@@ -93,6 +100,8 @@ def convert(
         transformers folder of the wav2vec2 encoder, where ``source`` has none.
     preset : str, optional
         Settings to run with; the family's by default.
+    quantization : str or QuantPolicy, optional
+        Write these layers of the transformer in e4m3, and run them so unless told otherwise.
     link : bool
         Let safetensors files that stay as they are share their bytes with the source, where the
         file system can; else they are copied.
@@ -106,7 +115,7 @@ def convert(
     WeightsMismatch
         A component does not hold exactly the tensors that its model needs.
     InvalidArgument
-        ``target`` exists.
+        ``target`` exists, a preset or policy is unknown, or a rule fits no layer.
     OutputError
         It cannot be written; nothing is left of it.
     """
@@ -114,17 +123,20 @@ def convert(
         raise InvalidArgument("target", expected="a folder that does not exist", got=target)
     if preset is not None:
         find_preset(preset)
+    policy = resolve_policy(quantization)
     unfinished = target.parent / f".{target.name}.{secrets.token_hex(4)}.tmp"
-    work = _Work(unfinished, link, on_progress)
+    work = _Work(unfinished, link, on_progress, policy)
     try:
         unfinished.mkdir(parents=True)
-        parts = find_parts(
-            source, adapter=_readable_adapter(work, adapter), audio_encoder=audio_encoder
-        )
-        work.total = _bytes_of(parts)
-        _require_room(work, parts)
-        made = _write_parts(work, parts, preset or parts.preset)
-        shutil.rmtree(unfinished / "adapter", ignore_errors=True)
+        if policy is not None and (source / "model_index.json").is_file():
+            family, made = _rewrite(work, source, policy)
+        else:
+            adapter = _readable_adapter(work, adapter)
+            parts = find_parts(source, adapter=adapter, audio_encoder=audio_encoder)
+            work.total = _bytes_of(parts)
+            _require_room(work, parts)
+            family, made = parts.family.title, _write_parts(work, parts, preset or parts.preset)
+            shutil.rmtree(unfinished / "adapter", ignore_errors=True)
         check_folder(unfinished)
         num_bytes = _write_sums(work)
         unfinished.rename(target)
@@ -134,7 +146,46 @@ def convert(
         raise OutputError(f"{target}: not written ({error}).", stage="convert") from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-    return Conversion(target, parts.family.title, made, num_bytes)
+    return Conversion(target, family, made, num_bytes)
+
+
+def _rewrite(work: _Work, source: Path, policy: QuantPolicy) -> tuple[str, str]:
+    """Write a model folder's transformer in 8 bits and take the rest; its class and preset."""
+    index = read_json(source / "model_index.json")
+    folders = component_folders(source)
+    config = load_shapes(source, dtype="float32").transformer.config
+    entries = read_checkpoint(folders["transformer"])
+    others = [
+        (component, file)
+        for component, folder in folders.items()
+        for file in sorted(folder.iterdir())
+        if component != "transformer" and file.is_file()
+    ]
+    work.total = _tensor_bytes(entries) + sum(file.stat().st_size for _, file in others)
+    for component, file in others:
+        (work.folder / component).mkdir(exist_ok=True)
+        _take(work, file, work.folder / component / file.name, component)
+    (work.folder / "transformer").mkdir()
+    shutil.copyfile(
+        folders["transformer"] / "config.json", work.folder / "transformer" / "config.json"
+    )
+    _write_small(work, entries, config, policy)
+    settings = source / "generation_config.json"
+    if settings.is_file():
+        shutil.copyfile(settings, work.folder / settings.name)
+    index.pop("_base", None)
+    write_json(work.folder / "model_index.json", index)
+    return str(index.get("_class_name")), str(index.get("_preset", ""))
+
+
+def _write_small(
+    work: _Work, entries: dict[str, StoredTensor], config: TransformerConfig, policy: QuantPolicy
+) -> None:
+    def report(num_bytes: int) -> None:
+        work.done += num_bytes
+        work.report("transformer")
+
+    write_quantized(entries, work.folder / "transformer", config, policy, on_bytes=report)
 
 
 def _readable_adapter(work: _Work, adapter: Path | None) -> Path | None:
@@ -181,6 +232,10 @@ def _write_transformer(work: _Work, parts: OfficialFolder) -> None:
         read_json(parts.config), shapes, parts.family, where=str(parts.config)
     )
     write_json(folder / "config.json", config_to_dict(config))
+    work.index["transformer"] = ["skyreels_rt", "SkyReelsTransformer"]
+    if work.policy is not None:
+        _write_small(work, parts.transformer, config, work.policy)
+        return
     files = sorted(_transformer_files(parts))
     names = {
         file: f"model-{number:05}-of-{len(files):05}.safetensors"
@@ -188,12 +243,13 @@ def _write_transformer(work: _Work, parts: OfficialFolder) -> None:
     }
     for file, name in names.items():
         _take(work, file, folder / name, "transformer")
-    weight_map = {key: names[entry.file] for key, entry in parts.transformer.items()}
+    weight_map = {
+        one.name: names[one.file] for entry in parts.transformer.values() for one in entry.parts
+    }
     write_json(
         folder / "model.safetensors.index.json",
         {"metadata": {"total_size": _tensor_bytes(parts.transformer)}, "weight_map": weight_map},
     )
-    work.index["transformer"] = ["skyreels_rt", "SkyReelsTransformer"]
 
 
 def _write_audio_encoder(work: _Work, source: Path) -> None:
@@ -261,9 +317,8 @@ def _write_sums(work: _Work) -> int:
 def _require_room(work: _Work, parts: OfficialFolder) -> None:
     """Raise unless the disk has room for what is written anew."""
     disk = work.folder.stat().st_dev
-    shared = {
-        file for file in _transformer_files(parts) if work.link and file.stat().st_dev == disk
-    }
+    links = work.link and work.policy is None
+    shared = {file for file in _transformer_files(parts) if links and file.stat().st_dev == disk}
     needed = int((_bytes_of(parts) - sum(file.stat().st_size for file in shared)) * _ROOM)
     free = shutil.disk_usage(work.folder).free
     if needed > free:
@@ -279,7 +334,7 @@ def _bytes_of(parts: OfficialFolder) -> int:
 
 
 def _transformer_files(parts: OfficialFolder) -> set[Path]:
-    return {entry.file for entry in parts.transformer.values()}
+    return {one.file for entry in parts.transformer.values() for one in entry.parts}
 
 
 def _tensor_bytes(entries: dict[str, StoredTensor]) -> int:

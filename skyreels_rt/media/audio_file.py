@@ -162,7 +162,11 @@ def open_audio(source: str | Path | NDArray[Any], sample_rate: int | None = None
         return _ArrayAudio(source, sample_rate)
     if not isinstance(source, str | Path):
         raise InvalidArgument(
-            "audio", expected="a path or a numpy array", got=type(source).__name__, stage="audio"
+            "audio",
+            expected="a path or a numpy array",
+            got=type(source).__name__,
+            stage="audio",
+            hint="One voice a video: the two speakers of MultiTalk's dialogues are not run.",
         )
     if sample_rate is not None:
         raise InvalidArgument(

@@ -64,7 +64,7 @@ class Fp8Linear(nn.Module):
         super().__init__()
         values, scales = quantize_rows(weight.detach(), impl=Impl.REFERENCE)
         self.weight = nn.Parameter(values, requires_grad=False)
-        self.scales = nn.Parameter(scales, requires_grad=False)
+        self.weight_scale = nn.Parameter(scales, requires_grad=False)
         self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
         self.mode = mode
         self.impl = impl
@@ -76,7 +76,7 @@ class Fp8Linear(nn.Module):
             return self._product(x, self.dtype)
         if self.mode == "fp8":
             return self._product(self.quantized(x), x.dtype)
-        return F.linear(x, (self.weight.float() * self.scales).to(x.dtype), self.bias)
+        return F.linear(x, (self.weight.float() * self.weight_scale).to(x.dtype), self.bias)
 
     def quantized(self, x: Tensor) -> QuantizedRows:
         """Tokens (..., K) as this layer multiplies them."""
@@ -92,13 +92,13 @@ class Fp8Linear(nn.Module):
         values, scales = rows.values.flatten(0, -2), rows.scales.flatten(0, -2)
         if values.is_cuda and dtype == torch.bfloat16:
             out: Tensor = torch._scaled_mm(
-                values, self.weight.t(), scale_a=scales, scale_b=self.scales.t(),
+                values, self.weight.t(), scale_a=scales, scale_b=self.weight_scale.t(),
                 bias=self.bias, out_dtype=dtype, use_fast_accum=True,
             )  # fmt: skip
             whole: Tensor = out.unflatten(0, lead)
             return whole
         products = values.float() @ self.weight.float().t()
-        products = products.mul_(scales).mul_(self.scales.t())
+        products = products.mul_(scales).mul_(self.weight_scale.t())
         if self.bias is not None:
             products = products.add_(self.bias.float())
         result: Tensor = products.to(dtype).unflatten(0, lead)

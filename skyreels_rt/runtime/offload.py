@@ -157,12 +157,17 @@ class BlockOffload:
         return flat
 
 
+def is_moved(name: str, weight: Tensor) -> bool:
+    """Whether a block's weight of this name is kept in host memory."""
+    return weight.ndim >= 2 and "modulation" not in name
+
+
 def _places(block: nn.Module) -> dict[str, _Place]:
     """Weights of a block that move, by name, and where they lie in its bytes."""
     found: dict[str, _Place] = {}
     start = 0
     for name, weight in block.named_parameters():
-        if weight.ndim < 2 or "modulation" in name:
+        if not is_moved(name, weight):
             continue
         stop = start + weight.numel() * weight.element_size()
         found[name] = _Place(weight, start, stop)

@@ -140,8 +140,10 @@ def tiny_components(
     )
 
 
-def write_tiny_model(folder: Path, tiny: TinyModel | None = None) -> None:
-    """Write a tiny model as a model folder.
+def write_tiny_model(
+    folder: Path, tiny: TinyModel | None = None, *, max_shard_bytes: float = 5e9
+) -> None:
+    """Write a tiny model as a model folder, larger components in shards.
 
     Raises
     ------
@@ -160,6 +162,7 @@ def write_tiny_model(folder: Path, tiny: TinyModel | None = None) -> None:
         audio_config=WHISPER_CONFIG,
         audio_features=tiny.audio_features,
         generation=tiny.generation,
+        max_shard_bytes=max_shard_bytes,
     )
 
 

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from skyreels_rt.config import read_json
 from skyreels_rt.errors import ModelError
+from skyreels_rt.weights.eight_bits import join_scales
 
 STEMS = ("diffusion_pytorch_model", "model")
 """File stems that hold a component's weights, in order of preference."""
@@ -36,21 +37,33 @@ _COMPUTE_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.fl
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Header entry of one tensor: its name, its file, its shape and safetensors' dtype code."""
+    """Header entry of one tensor: its name, its file, its shape and safetensors' dtype code.
+
+    A weight in e4m3 may have a ``scale``, which is stored under a name of its own.
+    """
 
     name: str
     file: Path
     shape: tuple[int, ...]
     code: str
+    scale: StoredTensor | None = None
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the tensor in its file."""
-        return prod(self.shape) * CODE_BITS.get(self.code, 8) // 8
+        """Bytes of the tensor, and of its scale, in the files."""
+        scale = self.scale.num_bytes if self.scale else 0
+        return prod(self.shape) * CODE_BITS.get(self.code, 8) // 8 + scale
+
+    @property
+    def parts(self) -> tuple[StoredTensor, ...]:
+        """Tensors in the files: itself, and its scale."""
+        return (self,) if self.scale is None else (self, self.scale)
 
 
 def stored_dtype(folder: Path) -> torch.dtype | None:
     """Type of most of a checkpoint's numbers, from its headers; None if models do not run in it.
+
+    Those in 8 bits do not count: a model runs in the type of the others.
 
     Parameters
     ----------
@@ -64,13 +77,14 @@ def stored_dtype(folder: Path) -> torch.dtype | None:
     """
     sizes: dict[str, int] = {}
     for entry in read_checkpoint(folder).values():
-        sizes[entry.code] = sizes.get(entry.code, 0) + prod(entry.shape)
+        if not entry.code.startswith("F8"):
+            sizes[entry.code] = sizes.get(entry.code, 0) + prod(entry.shape)
     most = max(sizes, key=lambda code: sizes[code], default="")
     return _COMPUTE_DTYPES.get(most)
 
 
 def read_checkpoint(folder: Path) -> dict[str, StoredTensor]:
-    """Headers of the checkpoint in ``folder``, by stored name.
+    """Headers of the checkpoint in ``folder``, by name.
 
     It is ``diffusion_pytorch_model.safetensors`` or ``model.safetensors``, or the shards that
     ``<name>.index.json`` lists. Where two shards hold a name, the index says which one counts:
@@ -185,7 +199,10 @@ def reading_safetensors(file: Path) -> Iterator[None]:
 def read_headers(
     files: Iterable[Path], assigned: Mapping[str, Path] | None = None
 ) -> dict[str, StoredTensor]:
-    """Headers of ``files``, which the caller has chosen, by stored name.
+    """Headers of ``files``, which the caller has chosen, by name.
+
+    It is the stored one, but for weights in e4m3 as :mod:`skyreels_rt.weights.eight_bits` lists
+    them: those have their layer's name, and their scale in the same entry.
 
     Parameters
     ----------
@@ -197,7 +214,7 @@ def read_headers(
     Raises
     ------
     ModelError
-        A damaged file, or a name in several files.
+        A damaged file, a name in several files, or two scales of a weight.
     """
     assigned = assigned or {}
     found: dict[str, StoredTensor] = {}
@@ -212,7 +229,7 @@ def read_headers(
                 )
             if first is None or assigned[entry.name] == file:
                 found[entry.name] = entry
-    return found
+    return join_scales(found)
 
 
 def _header(file: Path) -> list[StoredTensor]:

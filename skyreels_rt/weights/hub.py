@@ -22,8 +22,13 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def is_hub_id(model: str | Path) -> bool:
-    """Whether ``model`` reads ``owner/name`` and is no path that exists here."""
-    return isinstance(model, str) and _ID.fullmatch(model) is not None and not Path(model).exists()
+    """Whether ``model`` reads ``owner/name`` and no path begins so here.
+
+    Where ``owner`` exists, a missing ``name`` is a mistyped path: no network is asked about it.
+    """
+    if not isinstance(model, str) or _ID.fullmatch(model) is None:
+        return False
+    return not Path(model).exists() and not Path(model).parent.exists()
 
 
 def fetch_snapshot(model_id: str, *, revision: str | None = None, offline: bool = False) -> Path:

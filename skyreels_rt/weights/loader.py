@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from skyreels_rt.errors import InvalidArgument, ModelError, NonFinite, OutputError, WeightsMismatch
+from skyreels_rt.weights import eight_bits
 from skyreels_rt.weights.files import (
     FILE_NAME,
     StoredTensor,
@@ -42,7 +43,11 @@ _EXACT_CODES = {
 
 
 Merge = Callable[[str, Tensor], Tensor]
-"""From our name of a tensor and the tensor as stored, placed, to the tensor to load."""
+"""From our name of a tensor and the tensor as stored, placed, to the tensor to load; the very same
+where nothing changes."""
+
+Place = Callable[[str, Tensor], torch.device]
+"""Where a tensor is left, by our name and the module's own."""
 
 
 def load_weights(
@@ -122,9 +127,17 @@ class WeightsPlan:
         return sum(entry.num_bytes for entry in self.entries.values())
 
     def fill(
-        self, device: torch.device | str, on_bytes: Callable[[int, int], None] | None = None
+        self,
+        device: torch.device | str,
+        on_bytes: Callable[[int, int], None] | None = None,
+        *,
+        place: Place | None = None,
     ) -> None:
-        """Fill the module on ``device``; raises like :func:`load_weights` does."""
+        """Fill the module on ``device``; raises like :func:`load_weights` does.
+
+        With ``place`` each tensor is left where that says; LoRAs and 8-bit rows are still computed
+        on ``device``, one tensor at a time.
+        """
         module, device = self.module, torch.device(device)
         wanted = _own_tensors(module)
         _settle_buffers(module, wanted, device)
@@ -133,11 +146,12 @@ class WeightsPlan:
             names_of.setdefault(id(tensor), []).append(name)
         filled: dict[int, str] = {}
         total, done = self.num_bytes, 0
-        for target, value in _stream(self, wanted, device):
+        for target, value in _stream(self, wanted, device, place or (lambda *_: device)):
             old = wanted[target]
-            done += self.entries[target].num_bytes
-            if on_bytes is not None:
-                on_bytes(done, total)
+            if target in self.entries:  # not the scales that come with a weight
+                done += self.entries[target].num_bytes
+                if on_bytes is not None:
+                    on_bytes(done, total)
             if id(old) in filled:
                 _require_equal(module, filled[id(old)], target, value)
                 continue
@@ -282,6 +296,7 @@ def _match(
             plan[target] = entry
             misshaped += _misfit(label, entry, wanted[target])
     seen = {id(wanted[name]) for name in plan}
+    seen |= {id(wanted[scale]) for name in plan if (scale := _scale_of(name, wanted))}
     missing: list[str] = []
     for name, tensor in wanted.items():
         if id(tensor) not in seen:
@@ -297,7 +312,7 @@ def _misfit(label: str, entry: StoredTensor, tensor: Tensor) -> list[str]:
     expected_code = _EXACT_CODES.get(tensor.dtype)
     kind_fits = entry.code in _FLOAT_CODES if expected_code is None else entry.code == expected_code
     if kind_fits and entry.shape == tuple(tensor.shape):
-        return []
+        return eight_bits.scale_misfit(label, entry)
     kind = expected_code or "floating point"
     return [f"{label}: expected {tuple(tensor.shape)} {kind}, got {entry.shape} {entry.code}"]
 
@@ -323,28 +338,73 @@ def _mismatch(
 
 
 def _stream(
-    plan: WeightsPlan, wanted: dict[str, Tensor], device: torch.device
+    plan: WeightsPlan, wanted: dict[str, Tensor], device: torch.device, place: Place
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yield every name of ``plan`` with its tensor, placed, cast and finite, file by file."""
-    entries, dtype = plan.entries, plan.dtype
+    """Yield every name of ``plan`` with its tensor, placed, cast and finite, file by file.
+
+    A weight that the module keeps in 8 bits is followed by its scales.
+    """
     by_file: dict[Path, list[str]] = {}
-    for target, entry in entries.items():
+    for target, entry in plan.entries.items():
         by_file.setdefault(entry.file, []).append(target)
     for file, targets in by_file.items():
         with contextlib.ExitStack() as stack:
             with reading_safetensors(file):
                 handle = stack.enter_context(safe_open(file, framework="pt"))
             for target in targets:
-                old = wanted[target]
+                entry, old = plan.entries[target], wanted[target]
                 with reading_safetensors(file):
-                    source = cast("Tensor", handle.get_tensor(entries[target].name))
-                value_dtype = dtype if dtype and old.is_floating_point() else old.dtype
+                    source = cast("Tensor", handle.get_tensor(entry.name))
+                where, scale_name = place(target, old), _scale_of(target, wanted)
+                if scale_name is not None:
+                    values, scales = _rows(plan, target, source, device)
+                    yield target, values.to(where)
+                    yield scale_name, scales.to(where)
+                    continue
+                if entry.scale is not None:
+                    source = eight_bits.full_weight(source.to(device), _read(entry.scale))
                 if plan.merge is not None:
                     source = plan.merge(target, source.to(device))
+                value_dtype = plan.dtype if plan.dtype and old.is_floating_point() else old.dtype
                 # A copy in any case: the source maps the file, which may be rewritten under it.
-                value = torch.empty(old.shape, dtype=value_dtype, device=device).copy_(source)
-                _require_finite(entries[target], value)
+                value = torch.empty(old.shape, dtype=value_dtype, device=where).copy_(source)
+                _require_finite(entry, value)
                 yield target, value
+
+
+def _scale_of(name: str, wanted: Mapping[str, Tensor]) -> str | None:
+    """Name of the scales beside a weight that the module keeps in 8 bits; None for another."""
+    owner, _, leaf = name.rpartition(".")
+    scale = f"{owner}.{eight_bits.SCALE_NAME}".lstrip(".")
+    is_pair = leaf == "weight" and scale in wanted and wanted[name].dtype == eight_bits.DTYPE
+    return scale if is_pair else None
+
+
+def _rows(
+    plan: WeightsPlan, target: str, source: Tensor, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """A weight in 8 bits with its scales, on ``device``: as stored, or quantised there."""
+    entry = plan.entries[target]
+    stored = source.to(device, copy=True)  # the source maps the file
+    _require_finite(entry, stored)
+    scale = None
+    if entry.scale is not None:
+        scale = _read(entry.scale)
+        _require_finite(entry.scale, scale)
+    is_small = entry.code == eight_bits.CODE
+    if plan.merge is None and is_small:
+        return stored, eight_bits.per_row(scale, stored)
+    full = eight_bits.full_weight(stored, scale) if is_small else stored
+    merged = full if plan.merge is None else plan.merge(target, full)
+    if merged is full and is_small:
+        return stored, eight_bits.per_row(scale, stored)
+    return eight_bits.quantized(merged)
+
+
+def _read(entry: StoredTensor) -> Tensor:
+    """One tensor, by itself."""
+    with reading_safetensors(entry.file), safe_open(entry.file, framework="pt") as handle:
+        return cast("Tensor", handle.get_tensor(entry.name)).clone()
 
 
 def _require_finite(entry: StoredTensor, value: Tensor) -> None:

@@ -1,12 +1,13 @@
 """The quantisation report: a row for every kind of layer and policy. The picture here is noise."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from skyreels_rt.bench.quantization import measure_quantization
+from skyreels_rt.bench.quantization import measure_quantization, student_t
 from skyreels_rt.cli import app
 from skyreels_rt.evaluation.clips import EvalClip
 from skyreels_rt.testing.tiny import TinyModel, write_tiny_model
@@ -26,11 +27,12 @@ CLIP = EvalClip(
     hair=None,
     background="x",
 )
+OTHER = replace(CLIP, name="louder", audio=2 * CLIP.audio)
 
 
 @pytest.fixture(scope="module")
 def report():
-    return measure_quantization("tiny-random", [CLIP], command="test", latents=5)
+    return measure_quantization("tiny-random", [CLIP, OTHER], command="test", latents=5)
 
 
 def test_every_layer_has_an_error_of_e4m3s_size(report):
@@ -52,6 +54,23 @@ def test_every_policy_is_compared_with_the_full_video(report):
         assert np.isfinite(rows[f"quantization.{policy}.sync_loss"])
     assert rows["quantization.fp8_weight.psnr"] > rows["quantization.fp8.psnr"]
     assert report.to_json()["details"]["latents"] == 5
+
+
+def test_a_loss_comes_with_the_interval_of_its_mean(report):
+    rows = {row.name: row for row in report.rows}
+    for policy in ("fp8", "fp8_weight"):
+        loss = rows[f"quantization.{policy}.sync_loss"]
+        low, high = (
+            rows[f"quantization.{policy}.sync_loss.{end}"].value for end in ("low", "high")
+        )
+        # Of two clips, whose mean is the middle of what they differ by.
+        assert high - low == pytest.approx(12.706 * (loss.max - loss.min))
+        assert (low + high) / 2 == pytest.approx(loss.value)
+
+
+@pytest.mark.parametrize(("freedom", "tabled"), [(3, 3.182), (7, 2.365), (23, 2.069), (47, 2.012)])
+def test_the_quantiles_are_those_of_students_tables(freedom, tabled):
+    assert student_t(freedom) == pytest.approx(tabled, rel=0.01)
 
 
 @pytest.fixture(scope="module")

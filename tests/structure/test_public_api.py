@@ -108,7 +108,7 @@ EXPORT_VAE_FLAGS = {
     "--compute-capability", "--timing-cache", "--version-compatible", "--device", "--verify-steps",
     "--json",
 }  # fmt: skip
-CONVERT_FLAGS = {"--adapter", "--audio-encoder", "--preset", "--copy"}
+CONVERT_FLAGS = {"--adapter", "--audio-encoder", "--preset", "--quantize", "--copy"}
 TRAIN_FLAGS = {
     "--data", "--device", "--from", "--recipe", "--share", "--stage", "--until", "--without",
 }  # fmt: skip

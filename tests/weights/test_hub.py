@@ -100,3 +100,11 @@ def test_an_existing_folder_is_never_a_hub_id(tmp_path, monkeypatch):
     (tmp_path / "someone" / "model").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     assert not is_hub_id("someone/model")
+
+
+def test_a_mistyped_path_into_an_existing_folder_asks_nobody(tmp_path, monkeypatch):
+    (tmp_path / "models" / "v3").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert not is_hub_id("models/v4")
+    with pytest.raises(ModelError, match="models/v4: no such model"):
+        rt.Engine.from_pretrained("models/v4")

@@ -121,6 +121,11 @@ def table():
     return shapes, data
 
 
+def distance(found, expected):
+    """Relative L2. The packer adds 46,080 products: the worst number depends on the CPU's order."""
+    return float((found.double() - expected.double()).norm() / expected.double().norm())
+
+
 def golden(name):
     with safe_open(HERE / "official_outputs.safetensors", framework="pt") as file:
         return file.get_tensor(name), file.metadata()
@@ -164,7 +169,7 @@ def test_the_official_class_returns_the_same_velocity(name):
     assert weights_digest(config) == metadata[f"{name}_weights"], "torch draws other numbers now"
     with torch.inference_mode():
         velocity, _ = run(model_of(config), config)
-    assert (velocity - expected).abs().max() <= 1e-5
+    assert distance(velocity, expected) <= 1e-5
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -181,7 +186,7 @@ def test_the_official_packer_returns_the_same_tokens():
     expected, _ = golden("skyreels_v3_a2v_tokens")
     with torch.inference_mode():
         _, tokens = run(model_of(V3_A2V), V3_A2V)
-    assert (tokens - expected).abs().max() <= 1e-5
+    assert distance(tokens, expected) <= 1e-5
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -194,7 +199,7 @@ def test_the_comparison_sees_a_planted_fault(name, fault):
     with torch.inference_mode():
         hit[-1].mul_(1.001)
         velocity, _ = run(model, config)
-    assert (velocity - golden(name)[0]).abs().max() > 1e-5
+    assert distance(velocity, golden(name)[0]) > 1e-5
 
 
 def test_absent_audio_tokens_say_nothing():
