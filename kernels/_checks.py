@@ -185,7 +185,7 @@ def require_layout(name: str, x: Tensor, other_name: str, other: Tensor) -> None
             name, expected=f"shape {tuple(other.shape)}, as {other_name}", got=tuple(x.shape)
         )
     require_like(name, x, other_name, other)
-    if x.stride() != other.stride() and not (x.is_contiguous() and other.is_contiguous()):
+    if not (x.is_contiguous() and other.is_contiguous()) and x.stride() != other.stride():
         raise InvalidArgument(
             name, expected=f"strides {other.stride()}, as {other_name}", got=x.stride()
         )

@@ -35,6 +35,7 @@ DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 POINTER, INT, INT64, FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
 """C types of the launchers' arguments."""
 
+_ALWAYS_MAPPED = 32 * 2**20  # glibc's largest threshold of mmap
 _SWITCHED_OFF = "switched off by SKYREELS_RT_NATIVE=off"
 
 
@@ -128,6 +129,18 @@ def extension() -> ModuleType:
     if module is None:
         raise MissingDependency(f"skyreels_rt._C: {detail}.", hint="See `skyreels-rt doctor`.")
     return module
+
+
+def in_huge_pages(out: Tensor) -> Tensor:
+    """``out`` itself, fresh memory of the CPU, after asking for huge pages if it is large.
+
+    Above 32 MiB glibc maps every allocation anew, so that each call would pay for zeroing its
+    output in small pages: 13 ms for 53 MB, where attending it takes 7 (docs/measured-facts.md).
+    """
+    size = out.numel() * out.element_size()
+    if size > _ALWAYS_MAPPED:
+        extension().prefer_huge_pages(out.data_ptr(), size)
+    return out
 
 
 def segment_table(table: Tensor) -> tuple[int, int, int, int]:

@@ -255,6 +255,7 @@ def _run(
             addresses = ctypes.addressof(host_sizes), ctypes.addressof(host_strides)
             _launch(*pointers, _address(scales), dtype, *addresses)
     else:
+        _native.in_huge_pages(out)
         attend = _native.extension().audio_cross_attention
         attend(*pointers, dtype, sizes, strides, eps, torch.get_num_threads())
     return out

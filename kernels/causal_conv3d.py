@@ -175,6 +175,7 @@ def _run(
     def address(one: Tensor | None) -> int:
         return 0 if one is None else one.data_ptr()
 
+    _native.in_huge_pages(out)
     native.causal_conv3d(
         address(past), address(x), address(packed), address(bias), address(residual), address(out),
         batch, channels, out_channels, frames, *out.shape[3:], taps, doubled, threads,

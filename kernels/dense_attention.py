@@ -369,6 +369,7 @@ def _run_with_sums(q: Tensor, k: Tensor, v: Tensor, impl: str) -> tuple[Tensor, 
 def _launch(
     q: Tensor, k: Tensor, v: Tensor, out: Tensor, largest: Tensor | None, total: Tensor | None
 ) -> None:
+    _native.in_huge_pages(out)
     addresses = (0 if x is None else x.data_ptr() for x in (q, k, v, out, largest, total))
     _native.extension().dense_attention(
         *addresses,

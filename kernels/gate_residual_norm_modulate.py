@@ -106,7 +106,7 @@ def _run(
         return normed
     batch, length, width = x.shape
     _native.extension().gate_residual_norm_modulate(
-        x.data_ptr(), y.data_ptr(), normed.data_ptr(),
+        x.data_ptr(), y.data_ptr(), _native.in_huge_pages(normed).data_ptr(),
         (0, 1, 0, 0) if gate is None else _native.segment_table(gate),
         _native.segment_table(weight), _native.segment_table(bias),
         _native.DTYPE_CODES[x.dtype], batch, length, width,

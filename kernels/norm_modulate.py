@@ -87,7 +87,8 @@ def _run(x: Tensor, weight: Tensor, bias: Tensor, eps: float, impl: str) -> Tens
     batch, length, width = x.shape
     across, along, _ = x.stride()
     _native.extension().norm_modulate(
-        x.data_ptr(), out.data_ptr(), _native.segment_table(weight), _native.segment_table(bias),
+        x.data_ptr(), _native.in_huge_pages(out).data_ptr(),
+        _native.segment_table(weight), _native.segment_table(bias),
         _native.DTYPE_CODES[x.dtype], batch, length, width, across, along, eps,
         torch.get_num_threads(),
     )  # fmt: skip

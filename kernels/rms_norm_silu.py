@@ -136,6 +136,7 @@ def _run_into(x: Tensor, gamma: Tensor, out: Tensor, silu: bool, impl: str) -> N
 
         triton.launch(x, gain, out, (batch, channels, positions), channels_last, silu)
         return
+    _native.in_huge_pages(out)
     _native.extension().rms_norm_silu(
         x.data_ptr(), out.data_ptr(), gain.data_ptr(), _native.DTYPE_CODES[x.dtype],
         batch, channels, positions, channels_last, silu, torch.get_num_threads(),

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "bindings.h"
+#include "skyreels_rt/pages.h"
 
 namespace skyreels_rt::bindings {
 
@@ -47,6 +48,13 @@ PYBIND11_MODULE(_C, m) {
   m.attr("ABI_VERSION") = kAbiVersion;
   m.def("isa", [] { return bindings::kIsaNames[static_cast<int>(best_isa())]; });
   m.def("available_isas", &bindings::available_isas);
+  m.def(
+      "prefer_huge_pages",
+      [](uintptr_t address, int64_t size) {
+        bindings::require(size >= 0, "size: expected >= 0");
+        prefer_huge_pages(bindings::pointer<void>(address), size);
+      },
+      pybind11::arg("address"), pybind11::arg("size"));
   bindings::bind_absorbed_audio_attention(m);
   bindings::bind_audio_cross_attention(m);
   bindings::bind_blf_step(m);

@@ -4,26 +4,11 @@
 // stands for a query, so neither maxima nor sums cross the lanes.
 #include "skyreels_rt/dense_attention.h"
 
-#include "bf16_pairs.h"
 #include "products.h"
 #include "tiles.h"
 
 namespace skyreels_rt::SKYREELS_RT_ISA {
 namespace {
-
-// What the products read: floats, or pairs of bf16 that meet in one step.
-template <class T>
-struct ElementOf {
-  using Type = float;
-};
-template <>
-struct ElementOf<bf16> {
-  using Type = uint32_t;
-};
-inline int64_t elements(const float*, int64_t n) { return n; }
-inline int64_t elements(const bf16*, int64_t n) { return (n + 1) / 2; }
-inline int64_t weights_of(const float*, int64_t keys) { return keys; }
-inline int64_t weights_of(const uint32_t*, int64_t keys) { return (keys + 1) / 2; }
 
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t rounded_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
@@ -56,15 +41,6 @@ inline f32v exp2_of(f32v x) {
   p = vfma(p, r, splat(6.93147004e-1f));
   p = vfma(p, r, splat(1.0f));
   return p * (f32v)(((u32v)shifted << 23) + (127u << 23));
-}
-
-// Copies a row of head_dim values; an odd last bf16 gets a zero beside it.
-inline void copy_row(const float* from, int64_t head_dim, float* to) {
-  __builtin_memcpy(to, from, head_dim * sizeof(float));
-}
-inline void copy_row(const bf16* from, int64_t head_dim, uint32_t* to) {
-  if (head_dim % 2) to[head_dim / 2] = 0;
-  __builtin_memcpy(to, from, head_dim * sizeof(bf16));
 }
 
 // Queries of a group, transposed; those missing are zero.
@@ -130,15 +106,6 @@ inline void take_values(const bf16* v, int64_t row_stride, int64_t count, int64_
   }
 }
 
-// Puts the weights of keys m and m + 1 in the place of the scores, as the products read them.
-inline void put_weights(float* scores, int64_t m, f32v even, f32v odd) {
-  store(scores + m * kColumns, even);
-  store(scores + (m + 1) * kColumns, odd);
-}
-inline void put_weights(uint32_t* pairs, int64_t m, f32v even, f32v odd) {
-  store_raw(pairs + m / 2 * kColumns, (round_upper(even) >> 16) | (round_upper(odd) & 0xffff0000u));
-}
-
 // Scores to weights, for kLanes queries and `count` keys; returns what the outputs of earlier
 // blocks must be multiplied with. `scores` has a row of any numbers behind an odd last one.
 template <class E>
@@ -159,7 +126,7 @@ inline f32v weigh(float* scores, int64_t count, f32v scale, float* maximum, floa
     f32v odd = exp2_of(vfma(load(scores + (m + 1) * kColumns), scale, -largest));
     if (m + 1 == count) odd = f32v{};
     total = total + even + odd;
-    put_weights(weights, m, even, odd);
+    put_weights(weights, kColumns, m, even, odd);
   }
   store(maximum, largest);
   store(sum, total);

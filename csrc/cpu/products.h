@@ -4,7 +4,7 @@
 // build.
 #pragma once
 
-#include "simd.h"
+#include "elements.h"
 
 namespace skyreels_rt::SKYREELS_RT_ISA {
 namespace {
@@ -12,23 +12,6 @@ namespace {
 constexpr int kColumnVectors = 3;
 constexpr int kColumns = kColumnVectors * kLanes;  // queries side by side
 constexpr int kGroupRows = kLanes == 16 ? 8 : 4;   // what the registers hold beside them
-
-inline f32v multiply_add(f32v a, f32v b, f32v sum) { return vfma(a, b, sum); }
-
-// Pairs of bf16, the odd one first. As VDPBF16PS, which also takes subnormal numbers for zero.
-inline f32v multiply_add(u32v a, u32v b, f32v sum) {
-#if defined(__AVX512BF16__)
-  return (f32v)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
-#else
-  const f32v odd = vfma((f32v)(a & 0xffff0000u), (f32v)(b & 0xffff0000u), sum);
-  return vfma((f32v)(a << 16), (f32v)(b << 16), odd);
-#endif
-}
-
-inline f32v load_columns(const float* p) { return load_raw<f32v>(p); }
-inline u32v load_columns(const uint32_t* p) { return load_raw<u32v>(p); }
-inline f32v repeat(float x) { return splat(x); }
-inline u32v repeat(uint32_t x) { return (u32v){} + x; }
 
 struct Product {
   f32v sums[kGroupRows][kColumnVectors] = {};
@@ -39,10 +22,10 @@ struct Product {
   inline void add(const E* rows, int64_t row_step, int64_t depth_step, const E* columns,
                   int64_t depth) {
     for (int64_t i = 0; i < depth; ++i) {
-      decltype(load_columns(columns)) column[kColumnVectors];
+      decltype(load_elements(columns)) column[kColumnVectors];
 #pragma GCC unroll 3
       for (int j = 0; j < kColumnVectors; ++j) {
-        column[j] = load_columns(columns + i * kColumns + j * kLanes);
+        column[j] = load_elements(columns + i * kColumns + j * kLanes);
       }
 #pragma GCC unroll 8
       for (int r = 0; r < kGroupRows; ++r) {

@@ -61,12 +61,12 @@ SKYREELS_RT_KERNEL(audio_cross_attention, const AudioCrossAttentionParams& param
 
 constexpr int64_t audio_tiles(int64_t patches) { return (patches + kAudioTile - 1) / kAudioTile; }
 
-// Row scales; transposed keys; values; eight queries; the scores of a block of at most 32 queries,
-// and the same transposed; token numbers. Keys and channels go in groups of at most 32.
+// Row scales; transposed keys; values; eight queries and one more; the scores of a block of at most
+// 32 queries, and the same transposed; token numbers. Keys and channels go in groups of at most 32.
 constexpr int64_t audio_scratch_floats(int64_t tokens, int64_t head_dim) {
   const int64_t keys = (tokens + 31) / 32 * 32;
   const int64_t width = (head_dim + 31) / 32 * 32;
-  return kAudioTile + 2 * keys * width + 8 * width + 2 * 32 * keys + keys;
+  return kAudioTile + 2 * keys * width + 9 * width + 2 * 32 * keys + keys;
 }
 
 // The whole operator on num_threads threads. Arguments must have been checked by the caller.
