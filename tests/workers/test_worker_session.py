@@ -167,7 +167,7 @@ def test_an_interruption_does_not_wait_for_the_chunk(engine):
     assert chunks == []
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_death_while_a_session_waits(small_model, rank, raised, assert_gone):
     """With rank 0, for speech; with rank 1, for room: whoever waits and whoever comes later."""
     caught = []
