@@ -42,8 +42,8 @@ def run_slow_tests(folder: Path) -> dict[str, int]:
     """Counts of the slow tests: fuzzing, kills, every way to build the package."""
     report = folder / "slow.xml"
     command = [
-        sys.executable, "-m", "pytest", "-m", "slow and not gpu", "--timeout", "3000",
-        f"--junitxml={report}",
+        sys.executable, "-m", "pytest", "-n", "2", "--dist", "loadgroup",
+        "-m", "slow and not gpu", "--timeout", "3000", f"--junitxml={report}",
     ]  # fmt: skip
     done = subprocess.run(command, check=False, cwd=ROOT)
     if done.returncode not in (0, 1):  # 1: some tests failed, which the counts will say
