@@ -96,8 +96,13 @@ def triton_interprets() -> bool:
 
 def cpu_has_amx() -> bool:
     """Whether this CPU multiplies bf16 matrices in its tile registers (AMX)."""
+    return cpu_has("amx_bf16")
+
+
+def cpu_has(instructions: str) -> bool:
+    """Whether this CPU has a set of instructions, by torch's name; False where torch cannot say."""
     capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(capabilities.get("amx_bf16"))
+    return bool(capabilities.get(instructions))
 
 
 def extension_status() -> tuple[bool, str]:

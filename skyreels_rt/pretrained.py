@@ -70,7 +70,7 @@ class LoadOptions(VAEChoice, total=False):
     ----------
     dtype : str or torch.dtype
         ``"auto"`` is bfloat16 on CUDA, float32 on the CPU; weights stored in bfloat16 stay so on a
-        CPU with AMX.
+        CPU with AMX or AVX-512 BF16.
     kernels : str or dict
         ``"auto"``, ``"reference"``, or an implementation for some operators by name.
     quantization : str or QuantPolicy, optional

@@ -7,7 +7,7 @@ import os
 import torch
 
 from skyreels_rt.errors import InvalidArgument
-from skyreels_rt.kernels._native import cpu_has_amx
+from skyreels_rt.kernels._native import cpu_has
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -59,9 +59,9 @@ def device_memory(device: torch.device) -> int | None:
 def multiplies_bfloat16(device: torch.device) -> bool:
     """Whether ``device`` multiplies bfloat16 matrices faster than float32 ones.
 
-    CUDA does; a CPU with AMX does (888 against 181 GFLOP/s were measured on two cores).
+    CUDA does; so does a CPU with AMX or AVX-512 BF16 (docs/measured-facts.md).
     """
-    return device.type == "cuda" or cpu_has_amx()
+    return device.type == "cuda" or cpu_has("amx_bf16") or cpu_has("avx512_bf16")
 
 
 def resolve_dtype(

@@ -18,12 +18,12 @@ def test_auto_keeps_stored_bfloat16_only_where_it_is_fast():
     assert resolve_dtype("auto", torch.device("cuda")) == torch.bfloat16
 
 
-@pytest.mark.parametrize("has_amx", [True, False])
-def test_the_cpu_is_asked_what_it_can(monkeypatch, has_amx):
+@pytest.mark.parametrize("instructions", ["amx_bf16", "avx512_bf16", "avx2"])
+def test_the_cpu_is_asked_what_it_can(monkeypatch, instructions):
     monkeypatch.setattr(
-        device_module.torch.cpu, "get_capabilities", lambda: {"amx_bf16": has_amx}, raising=False
+        device_module.torch.cpu, "get_capabilities", lambda: {instructions: True}, raising=False
     )
-    assert multiplies_bfloat16(CPU) == has_amx
+    assert multiplies_bfloat16(CPU) == (instructions != "avx2")
     monkeypatch.delattr(device_module.torch.cpu, "get_capabilities")
     assert not multiplies_bfloat16(CPU)
 
