@@ -7,13 +7,13 @@ noise hits both alike.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
 from torch import nn
 
+from skyreels_rt.bench.rates import seconds_of
 from skyreels_rt.bench.scaling import CASES, ScalingCase
 from skyreels_rt.bench.step import MIN_REPEATS, median_row
 from skyreels_rt.diffusion.blf import Group, Window
@@ -131,7 +131,7 @@ def _measure_case(
     }
     for step, timestep in enumerate(timesteps):
         for side in list(sides)[:: 1 if step % 2 else -1]:
-            took = _timed(device, partial(sides[side], window, latents, step, timestep))
+            took = seconds_of(partial(sides[side], window, latents, step, timestep), 1, device)
             if step >= _WARM_CYCLES * len(_CYCLE):
                 seconds[KINDS[step % len(_CYCLE)], side].append(took)
     return _rows(case.name, seconds, graphs)
@@ -148,17 +148,6 @@ def _rows(name: str, seconds: dict[tuple[str, str], list[float]], graphs: StepGr
             median_row(f"graphs.{name}.{kind}.ratio", ratios, "eager / graph"),
         ]
     return rows
-
-
-def _timed(device: torch.device, work: Callable[[], object]) -> float:
-    """Seconds of work on the device, the host's part included."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
 
 
 def _random_model(

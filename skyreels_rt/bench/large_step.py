@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import importlib.util
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,6 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from skyreels_rt.bench.rates import seconds_of
 from skyreels_rt.bench.step import median_row
 from skyreels_rt.config import AudioAdapterConfig, TransformerConfig, WanVAEConfig
 from skyreels_rt.distributed.cost_model import H200
@@ -329,20 +329,8 @@ class _Draw:
 
 def _timed(call: Callable[[], object], device: torch.device, repeats: int) -> list[float]:
     """Seconds of ``repeats`` calls after two that warm up."""
-    seconds = []
-    for run in range(2 + repeats):
-        _wait(device)
-        start = time.perf_counter()
-        call()
-        _wait(device)
-        if run >= 2:
-            seconds.append(time.perf_counter() - start)
-    return seconds
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    seconds_of(call, 2, device)
+    return [seconds_of(call, 1, device) for _ in range(repeats)]
 
 
 def _free(device: torch.device) -> None:

@@ -66,15 +66,16 @@ def measure_rates(
 
 def seconds_of(call: Callable[[], object], count: int, device: torch.device) -> float:
     """Seconds that ``count`` calls take on ``device``, to the end of the last."""
-    _wait_for(device)
+    wait_for(device)
     start = time.perf_counter()
     for _ in range(count):
         call()
-    _wait_for(device)
+    wait_for(device)
     return time.perf_counter() - start
 
 
-def _wait_for(device: torch.device) -> None:
+def wait_for(device: torch.device) -> None:
+    """Return when ``device`` has no work left."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from skyreels_rt.bench.rates import seconds_of, wait_for
 from skyreels_rt.bench.step import alternate, median_row
 from skyreels_rt.bench.vae import build_models, check_run, require_agreement
 from skyreels_rt.config import WanVAEConfig
@@ -182,14 +182,10 @@ class _Size:
 
         def run() -> Tensor:
             result = side()
-            self._wait()
+            wait_for(self.ours.device)
             return result
 
         return run
-
-    def _wait(self) -> None:
-        if self.ours.device.type == "cuda":
-            torch.cuda.synchronize(self.ours.device)
 
     def _share_of_convolutions(self, repeats: int) -> Row:
         """Time of a steady step's convolutions alone, as a share of the step's."""
@@ -203,18 +199,11 @@ class _Size:
             plain.step(latents)
         shares = []
         for _ in range(repeats):
-            step = self._seconds(lambda: stream.step(latents))
-            shares.append(self._seconds(calls.run) / step)
+            step = seconds_of(lambda: stream.step(latents), 1, self.ours.device)
+            shares.append(seconds_of(calls.run, 1, self.ours.device) / step)
         self.details[f"{self.name}.convolutions"] = len(calls.made)
         row = median_row(f"{self.name}.convolution_share", shares, "of a steady step")
         return Row(row.name, row.value, row.unit, None, "higher", row.min, row.max)
-
-    def _seconds(self, call: Callable[[], object]) -> float:
-        self._wait()
-        start = time.perf_counter()
-        call()
-        self._wait()
-        return time.perf_counter() - start
 
     def _peak(self, count: int) -> int | None:
         """Bytes that decoding ``count`` latents, none kept, needs at its worst moment."""
