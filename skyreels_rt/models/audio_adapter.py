@@ -11,6 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -67,6 +68,8 @@ class SegmentedAudio:
             cuts = tuple((keys[:, f], values[:, f]) for f in frames)
         return cls(tuple(s.num_tokens for s in segments), cuts)
 
+
+_LONG_ROW = 8192
 
 FeatureReader = Callable[[int, int], Tensor]
 """``read(first_frame, stop_frame)`` -> features (n, S, L, D); frames before 0 repeat frame 0."""
@@ -167,7 +170,7 @@ class AudioPacker(Packer):
         """
         is_single = windows.shape[1] == self.config.window
         first = self.proj1 if is_single else self.proj1_vf
-        hidden = F.relu(first(windows.flatten(1).to(first.weight.dtype)))
+        hidden = F.relu(_summed_by_parts(first, windows))
         hidden = F.relu(self.proj2(hidden))
         tokens = self.proj3(hidden).unflatten(-1, (self.config.num_tokens, self.config.token_dim))
         packed: Tensor = self.norm(tokens)
@@ -178,6 +181,20 @@ class AudioPacker(Packer):
         reach = self.config.window // 2
         tokens: Tensor = self(read(first_frame - reach, stop_frame + reach).unsqueeze(0))
         return tokens
+
+
+def _summed_by_parts(layer: nn.Linear, windows: Tensor) -> Tensor:
+    """``layer`` of windows (n, E, S, L, D) as rows, (n, H).
+
+    Of MultiTalk's sizes a row has 46,080 entries. Added in one run, as a product of one row is on a
+    CPU, they lose a digit in float32; so each feature's D are added on their own. Sums of narrower
+    types are wider than their type anyway.
+    """
+    rows = windows.flatten(1, -2).to(layer.weight.dtype)
+    if rows.dtype != torch.float32 or layer.in_features <= _LONG_ROW:
+        return cast("Tensor", layer(rows.flatten(1)))
+    weights = layer.weight.unflatten(1, rows.shape[1:]).permute(1, 2, 0)
+    return torch.bmm(rows.transpose(0, 1), weights).sum(0) + layer.bias
 
 
 class FeatureProjection(Packer):

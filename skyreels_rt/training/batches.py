@@ -29,6 +29,9 @@ REGION_WEIGHTS = {"face": 2.0, "mouth": 8.0, "jaw": 0.0, "eye": 5.0}
 UNSEEN_WEIGHT = 0.3
 """Factor of a sample without portrait: its error is an order larger and would rule the gradient."""
 
+_WHOLE_MOUTH = 0.95
+_WHOLE_MOUTHS = 0.7  # share of the crops that hold all of the mouth
+
 TASKS = ("image_to_video", "text_to_video", "edit", "continuation")
 
 
@@ -48,6 +51,12 @@ class WindowBatch(SpeechBatch):
         Of the flow loss; zero where nothing is to be generated.
     prompts : list of str
         Captions, empty where left out.
+    portrait : Tensor, shape (B, C, h, w), float32
+        Of the sample's cells, whether the model sees it or not.
+    lips : Tensor, shape (B, W, h, w), float32
+        Share of the mouth in a cell.
+    shows_lips : Tensor, shape (B,), bool
+        The portrait is given, the mouth lies inside the cells, and its true shape is known.
     """
 
     clean: Tensor
@@ -56,6 +65,9 @@ class WindowBatch(SpeechBatch):
     channels: Tensor
     weights: Tensor
     prompts: list[str]
+    portrait: Tensor
+    lips: Tensor
+    shows_lips: Tensor
 
 
 class WindowSampler:
@@ -117,6 +129,9 @@ class WindowSampler:
             hears=torch.tensor(columns["hears"]),
             prompts=columns["prompt"],
             mouth=torch.stack(columns["mouth"]),
+            portrait=torch.stack(columns["portrait"]),
+            lips=torch.stack(columns["lips"]),
+            shows_lips=torch.tensor(columns["shows_lips"]),
         )
 
     def _sigmas(self, draw: np.random.Generator, count: int) -> Tensor:
@@ -156,12 +171,18 @@ class WindowSampler:
         )
         weights = self._weights(clip, start, stop) * to_make * (1 if sees else UNSEEN_WEIGHT)
         rows, columns = self._crop(draw, clip.regions[:, start:stop], lesson.crop)
+        mouth = clip.regions[REGIONS.index("mouth"), start:stop].float() / 255
+        lips = mouth[..., rows, columns]
+        is_whole = bool(lips.sum() >= _WHOLE_MOUTH * mouth.sum() > 0)
         return {
             "clean": clip.latents[:, start:stop, rows, columns].float(),
             "channels": channels[..., rows, columns],
             "weights": weights[..., rows, columns],
             "hears": hears,
             "prompt": clip.caption if reads else "",
+            "portrait": clip.portraits[portrait][..., rows, columns].float(),
+            "lips": lips,
+            "shows_lips": sees and is_whole and bool(clip.mouth.any()),
             **self._windows.cut(clip.mels, clip.mouth, start, stop),
         }
 
@@ -210,15 +231,22 @@ class WindowSampler:
     def _crop(
         self, draw: np.random.Generator, regions: Tensor, side: int | None
     ) -> tuple[slice, slice]:
-        """Rows and columns of a square of patches that holds a cell of the mouth somewhere."""
+        """Rows and columns of a square of patches: mostly with the mouth, else a cell of it."""
         if side is None:
             return slice(None), slice(None)
         mouth = regions[REGIONS.index("mouth")].amax(0).numpy()
         inside = np.argwhere(mouth > 0)
-        cell = inside[int(draw.integers(len(inside)))] if len(inside) else (0, 0)
-        corners = []
-        for at, size, patch in zip(cell, mouth.shape, self._config.patch_size[1:], strict=True):
-            corner = int(at) - int(draw.integers(side))
-            corners.append(min(max(corner // patch * patch, 0), size - side))
-        rows, columns = (slice(corner, corner + side) for corner in corners)
-        return rows, columns
+        if not len(inside):
+            inside = np.zeros((1, 2), np.int64)
+        cell = inside[int(draw.integers(len(inside)))]
+        holds_all = draw.random() < _WHOLE_MOUTHS
+        cut = []
+        for axis, patch in enumerate(self._config.patch_size[1:]):
+            first, last = int(cell[axis]) - side + 1, int(cell[axis])
+            whole_first = int(inside[:, axis].max()) - side + patch
+            if holds_all and whole_first <= (whole_last := int(inside[:, axis].min())):
+                first, last = whole_first, whole_last
+            corner = int(draw.integers(first, last + 1)) // patch * patch
+            corner = min(max(corner, 0), mouth.shape[axis] - side)
+            cut.append(slice(corner, corner + side))
+        return cut[0], cut[1]

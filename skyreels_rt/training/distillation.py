@@ -3,7 +3,11 @@
 Between two noise levels of the student's schedule the teacher walks in smaller, guided Euler steps;
 the student learns the straight line to where it arrives (progressive distillation, Salimans and Ho
 2022, arXiv 2202.00512; with guidance, Meng et al. 2022, arXiv 2210.03142). The student starts as a
-copy of the teacher and keeps its audio and text encoders.
+copy of the teacher and keeps its audio and text encoders. Its lips are read as the teacher's were.
+
+Every step begins where the student's own steps from noise lead, not at noise mixed into the truth:
+what it learns to go on from is what it will meet (self forcing, Huang et al. 2025, arXiv
+2506.08009).
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ from skyreels_rt.diffusion.schedule import FlowSchedule
 from skyreels_rt.models.transformer import ContextCache
 from skyreels_rt.training.batches import WindowBatch, WindowSampler
 from skyreels_rt.training.curriculum import Dropout, Lesson
+from skyreels_rt.training.lip_reader import LipReader, lip_error
 from skyreels_rt.training.portrait_model import PortraitModel
 
 NO_DROPOUT = Dropout(audio=0.0, text=0.5, image=0.0, everything=0.0)
@@ -41,6 +46,10 @@ class DistillationObjective:
         Euler steps of the teacher for one of the student's.
     audio_guidance_scale : float
         Of the teacher; it becomes part of the student.
+    lip_reader : LipReader, optional
+        Reads the mouths of what the student predicts, against the clips'; frozen.
+    lip_weight : float
+        Factor of what it misreads.
     """
 
     def __init__(
@@ -53,8 +62,12 @@ class DistillationObjective:
         *,
         teacher_steps: int = 3,
         audio_guidance_scale: float = 1.5,
+        lip_reader: LipReader | None = None,
+        lip_weight: float = 0.0,
     ) -> None:
         self._student = student
+        self._lip_reader = lip_reader
+        self._lip_weight = lip_weight
         self._teacher = teacher.eval().requires_grad_(False)
         self._sampler = sampler
         self._lesson = lesson
@@ -70,8 +83,8 @@ class DistillationObjective:
         batch = self._sampler.batch(step, self._lesson, NO_DROPOUT).to(device)
         level = step % (len(self._sigmas) - 1)
         start, stop = self._sigmas[level], self._sigmas[level + 1]
-        noisy = (1 - start) * batch.clean + start * batch.noise
         with torch.autocast(device.type, torch.bfloat16):
+            noisy = self._rollout(batch, level)
             target = self._teacher_arrival(batch, noisy, start, stop)
             tokens = self._student.audio_tokens(batch)
             context = self._student.context(batch.prompts, tokens)
@@ -81,7 +94,26 @@ class DistillationObjective:
         wanted = (noisy - target) / (start - stop)
         square = (velocity - wanted).square() * batch.weights
         loss = square.sum() / (batch.weights.sum() * wanted.shape[1])
-        return {"loss": loss * start**2, f"level_{level}": loss}
+        losses = {"loss": loss * start**2, f"level_{level}": loss.detach()}
+        if self._lip_reader is not None and self._lip_weight:
+            with torch.autocast(device.type, torch.bfloat16):
+                clean = noisy - start * velocity
+                lips = lip_error(self._lip_reader, clean, batch, batch.hears)
+            losses["lips"] = self._lip_weight * lips.detach()
+            losses["loss"] = losses["loss"] + self._lip_weight * lips
+        return losses
+
+    @torch.no_grad()
+    def _rollout(self, batch: WindowBatch, level: int) -> Tensor:
+        """Latents at noise level ``level`` after the student's own steps from noise."""
+        tokens = self._student.audio_tokens(batch)
+        context = self._student.context(batch.prompts, tokens)
+        latents = batch.noise
+        for start, stop in itertools.pairwise(self._sigmas[: level + 1]):
+            sigma = torch.full_like(batch.sigma, start)
+            velocity = self._student.velocity(latents, batch.channels, sigma, context)
+            latents = latents + (stop - start) * velocity
+        return latents
 
     @torch.no_grad()
     def _teacher_arrival(

@@ -1,7 +1,8 @@
 """Training of the transformer by flow matching, on encoders that hear and read already.
 
 Flow matching after Lipman et al. 2022 (arXiv 2210.02747); the facial-mask weights after the paper
-(SkyReels-Audio, arXiv 2506.00830), which gives no numbers: ours are in :mod:`.batches`.
+(SkyReels-Audio, arXiv 2506.00830), which gives no numbers: ours are in :mod:`.batches`. A reader
+of lips adds what a mouth's cells must show (:mod:`.lip_reader`).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from skyreels_rt.training.batches import WindowBatch, WindowSampler
 from skyreels_rt.training.curriculum import Curriculum
+from skyreels_rt.training.lip_reader import LipReader, lip_error
 from skyreels_rt.training.portrait_model import PortraitModel
 
 
@@ -55,6 +57,10 @@ class FlowObjective:
         Which tasks when.
     num_steps : int
         Steps of the stage, to which the curriculum's shares refer.
+    lip_reader : LipReader, optional
+        Reads the mouths of what the model predicts; frozen.
+    lip_weight : float
+        Factor of what it misreads.
     """
 
     def __init__(
@@ -63,24 +69,32 @@ class FlowObjective:
         sampler: WindowSampler,
         curriculum: Curriculum,
         num_steps: int,
+        *,
+        lip_reader: LipReader | None = None,
+        lip_weight: float = 0.0,
     ) -> None:
+        self._lip_reader = lip_reader
+        self._lip_weight = lip_weight
         self._model = model
         self._sampler = sampler
         self._curriculum = curriculum
         self._num_steps = num_steps
 
     def __call__(self, step: int) -> dict[str, Tensor]:
-        """``loss`` of step ``step``."""
+        """``loss`` of step ``step``, and ``lips``, the part of it that the reader adds."""
         lesson = self._curriculum.lesson(step, self._num_steps)
         device = self._model.device
         batch = self._sampler.batch(step, lesson, self._curriculum.dropout).to(device)
+        noisy = noisy_latents(batch)
         with torch.autocast(device.type, torch.bfloat16):
             with torch.no_grad():
                 tokens = self._model.audio_tokens(batch)
             velocity = self._model.velocity(
-                noisy_latents(batch),
-                batch.channels,
-                batch.sigma,
-                self._model.context(batch.prompts, tokens),
+                noisy, batch.channels, batch.sigma, self._model.context(batch.prompts, tokens)
             )
-        return {"loss": flow_error(velocity, batch)}
+            flow = flow_error(velocity, batch)
+            if self._lip_reader is None or not self._lip_weight:
+                return {"loss": flow}
+            clean = noisy - batch.sigma.view(-1, 1, 1, 1, 1) * velocity
+            lips = self._lip_weight * lip_error(self._lip_reader, clean, batch, batch.hears)
+        return {"loss": flow + lips, "lips": lips.detach()}

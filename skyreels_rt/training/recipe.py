@@ -15,8 +15,9 @@ from skyreels_rt.config import (
     TransformerConfig,
 )
 from skyreels_rt.errors import InvalidArgument
-from skyreels_rt.training.curriculum import PORTRAIT_CURRICULUM, Curriculum, Dropout, Lesson
+from skyreels_rt.training.curriculum import PORTRAIT_CURRICULUM, Curriculum, Dropout, Lesson, Mix
 from skyreels_rt.training.frame_pool import CropSizes
+from skyreels_rt.training.lip_reader import LipReading
 from skyreels_rt.training.sizes import ModelSizes, whisper_sizes
 from skyreels_rt.training.trainer import Optimisation
 
@@ -33,6 +34,8 @@ class Distillation:
         Tasks and window.
     num_steps : int
         Steps of the student.
+    shift : float
+        Of its noise levels.
     teacher_steps : int
         Guided steps of the teacher for one of the student's.
     audio_guidance_scale : float
@@ -45,6 +48,7 @@ class Distillation:
     optimisation: Optimisation
     lesson: Lesson
     num_steps: int = 4
+    shift: float = 11.0
     window: int = 7
     teacher_steps: int = 3
     audio_guidance_scale: float = 1.5
@@ -123,8 +127,10 @@ class Recipe:
         steps are spent where the mouth must be heard because it cannot be seen.
     curriculum : Curriculum
         Its tasks.
+    lips : LipReading
+        Stage before it: a reader of lips, which the facial-mask loss uses.
     facial_mask : bool
-        Weight face, mouth and eyes up.
+        Weight face, mouth and eyes up, and read the lips.
     distillation : Distillation or None
         Last stage.
     seed : int
@@ -141,9 +147,10 @@ class Recipe:
     pool: int
     speech: SpeechLessons
     text: TextLessons
+    lips: LipReading
     flow: Optimisation
     curriculum: Curriculum
-    flow_shift: float = 5.0
+    flow_shift: float = 11.0
     facial_mask: bool = True
     distillation: Distillation | None = None
     seed: int = 0
@@ -156,6 +163,9 @@ class Recipe:
         """
         parts = [asdict(self.sizes), self.clip_s, self.seed]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+_PORTRAITS = Mix(1.0, 0.0, 0.0, 0.0)
 
 
 def _demo() -> Recipe:
@@ -175,8 +185,12 @@ def _demo() -> Recipe:
             num_utterances=15000,
         ),
         text=TextLessons(Optimisation(800, 2e-3, ema_decay=0.99)),
+        lips=LipReading(
+            Optimisation(1200, 2e-3, decay_share=0.5, ema_decay=0.99),
+            Lesson("lips", 1.0, window=5, batch_size=16, mix=_PORTRAITS, crop=20),
+        ),
         flow=Optimisation(
-            5400,
+            9000,
             2e-3,
             warmup_steps=50,
             decay_share=0.35,
@@ -192,7 +206,7 @@ def _demo() -> Recipe:
                 ema_decay=0.98,
                 muon=("transformer.blocks.",),
             ),
-            Lesson("distil", 1.0, window=9, batch_size=2),
+            Lesson("distil", 1.0, window=9, batch_size=3, crop=24),
             teacher_steps=2,
         ),
     )
@@ -245,6 +259,10 @@ def _miniature() -> Recipe:
             batch_size=8,
         ),
         text=TextLessons(Optimisation(60, 2e-3, warmup_steps=10, ema_decay=0.9), batch_size=16),
+        lips=LipReading(
+            Optimisation(60, 2e-3, warmup_steps=10, ema_decay=0.9),
+            Lesson("lips", 1.0, window=3, batch_size=8, mix=_PORTRAITS),
+        ),
         flow=Optimisation(80, 2e-3, warmup_steps=10, ema_decay=0.9, muon=("transformer.blocks.",)),
         curriculum=Curriculum((mini, whole)),
         distillation=Distillation(

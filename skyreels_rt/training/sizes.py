@@ -82,8 +82,8 @@ class ModelSizes:
             width=256,
             window=9,
             overlap=3,
-            num_steps=10,
-            shift=3.0,
-            audio_guidance_scale=2.0,
+            num_steps=8,
+            shift=40.0,
+            audio_guidance_scale=1.5,
         )
     )

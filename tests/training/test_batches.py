@@ -242,6 +242,30 @@ def test_one_plain_teacher_step_is_the_students_own_step(model, sampler, miniatu
         assert (loss > 1e-4) == learns, (steps, scale, loss)
 
 
+def test_a_student_goes_on_from_its_own_steps(model, sampler):
+    """What it starts from and is taught does not show the clip, only what leads to it."""
+
+    class OtherFilms:
+        def batch(self, *args):
+            batch = sampler.batch(*args)
+            return replace(batch, clean=torch.flip(batch.clean, [0]))
+
+    losses = [
+        [
+            float(
+                DistillationObjective(
+                    model, model, films, lesson(image_to_video=1), FlowSchedule(4, 11.0),
+                    audio_guidance_scale=2.0,
+                )(step)["loss"]
+            )
+            for step in range(4)
+        ]
+        for films in (sampler, OtherFilms())
+    ]  # fmt: skip
+    assert losses[0] == losses[1]
+    assert len(set(losses[0])) == 4
+
+
 def test_noisy_latents_are_between_clean_and_noise(sampler):
     batch = sampler.batch(0, lesson(image_to_video=1), KEEP)
     noisy, sigma = noisy_latents(batch), batch.sigma.view(-1, 1, 1, 1, 1)

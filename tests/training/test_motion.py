@@ -65,6 +65,25 @@ def test_people_blink_at_the_asked_rate_and_close_their_eyes():
     assert not sample_motion(1, 500, blinks_per_minute=0).blink.any()
 
 
+def test_who_speaks_blinks_in_the_pauses():
+    energy = np.full(500, 0.8)
+    pauses = [60, 130, 142, 200, 350]  # the third comes too soon after the second
+    for start in pauses:
+        energy[start : start + 5] = 0.1
+    energy[250:252] = 0.0  # too short to be one
+    motion = sample_motion(3, 500, energy=energy, blinks_per_minute=17)
+    by_chance = sample_motion(3, 500, energy=np.full(500, 0.8), blinks_per_minute=17)
+    heard = (motion.blink > 0.5) & ~(by_chance.blink > 0.5)
+    starts = np.flatnonzero(heard[1:] & ~heard[:-1]) + 1
+    assert len(starts) == 4
+    for pause, start in zip([60, 130, 200, 350], starts, strict=True):
+        assert 2 <= start - pause <= 5
+    # Before the first word nobody has paused.
+    silence = sample_motion(3, 500, energy=np.zeros(500), blinks_per_minute=17)
+    assert np.array_equal(silence.blink, by_chance.blink)
+    assert not sample_motion(3, 500, energy=energy, blinks_per_minute=0).blink.any()
+
+
 def test_loud_speech_nods_and_raises_brows():
     energy = np.zeros(100)
     energy[50:60] = 1.0
