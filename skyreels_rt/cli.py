@@ -310,7 +310,9 @@ def train(
     recipe: Annotated[str, typer.Option(help='"demo" or "miniature".')] = "demo",
     stage: Annotated[
         list[str] | None,
-        typer.Option(help="vae, speech, text, clips, flow, distil (default: all); repeatable."),
+        typer.Option(
+            help="vae, speech, text, clips, lips, flow or distil (default: all); repeatable."
+        ),
     ] = None,
     until: Annotated[int | None, typer.Option(help="Stop each stage at this step.")] = None,
     without: Annotated[
