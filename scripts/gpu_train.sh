@@ -37,7 +37,7 @@ for pid in "${pids[@]}"; do
   wait "$pid" || { tail -n 5 "$out"/clips_*.log; exit 1; }
 done
 took "clips, speech, text"
-train --stage lips --stage flow
-took "lips, flow"
+train --stage reader --stage flow
+took "reader, flow"
 train --stage distil
 took distil

@@ -85,7 +85,7 @@ class AudioWindows:
             "mels": cut,
             "frame_features": rows,
             "starts_clip": start == 0,
-            "mouth": self._mouth(mouth, start, stop),
+            "mouth": frames_of_latents(mouth, start, stop),
         }
 
     def num_segments(self, window: int) -> int:
@@ -109,10 +109,15 @@ class AudioWindows:
         segment = int(features.min()) // self._grid.step
         return segment, torch.from_numpy(features - segment * self._grid.step)
 
-    def _mouth(self, mouth: Tensor, start: int, stop: int) -> Tensor:
-        """Parameters (W, 4, 5); the one frame of a clip's first latent fills its four places."""
-        first = self._timeline.first_frame
-        rows = [
-            mouth[first(latent) : first(latent + 1)].expand(4, -1) for latent in range(start, stop)
-        ]
-        return torch.stack(rows)
+
+def frames_of_latents(values: Tensor, start: int, stop: int) -> Tensor:
+    """Values (F, ...) of frames as those (W, 4, ...) of latents ``start .. stop - 1``.
+
+    The one frame of a clip's first latent fills its four places.
+    """
+    first = Timeline().first_frame
+    rows = [
+        values[first(latent) : first(latent + 1)].expand(4, *values.shape[1:])
+        for latent in range(start, stop)
+    ]
+    return torch.stack(rows)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from skyreels_rt.conditioning.channels import condition_channels
 from skyreels_rt.config import AudioFeatureConfig, TransformerConfig
-from skyreels_rt.training.audio_windows import AudioWindows, SpeechBatch
+from skyreels_rt.training.audio_windows import AudioWindows, SpeechBatch, frames_of_latents
 from skyreels_rt.training.clips import REGIONS
 from skyreels_rt.training.curriculum import Dropout, Lesson
 from skyreels_rt.training.latent_cache import LatentClip
@@ -29,7 +29,7 @@ REGION_WEIGHTS = {"face": 2.0, "mouth": 8.0, "jaw": 0.0, "eye": 5.0}
 UNSEEN_WEIGHT = 0.3
 """Factor of a sample without portrait: its error is an order larger and would rule the gradient."""
 
-_WHOLE_MOUTH = 0.95
+_WHOLE = 0.95  # share of a region that counts as all of it
 _WHOLE_MOUTHS = 0.7  # share of the crops that hold all of the mouth
 
 TASKS = ("image_to_video", "text_to_video", "edit", "continuation")
@@ -53,10 +53,12 @@ class WindowBatch(SpeechBatch):
         Captions, empty where left out.
     portrait : Tensor, shape (B, C, h, w), float32
         Of the sample's cells, whether the model sees it or not.
-    lips : Tensor, shape (B, W, h, w), float32
-        Share of the mouth in a cell.
-    shows_lips : Tensor, shape (B,), bool
-        The portrait is given, the mouth lies inside the cells, and its true shape is known.
+    lids : Tensor, shape (B, W, 4), float32
+        How far the eyes are truly closed in each latent's frames.
+    mouth_cells, eye_cells : Tensor, shape (B, W, h, w), float32
+        Share of the mouth, and of the eyes, in a cell.
+    shows_mouth, shows_eyes : Tensor, shape (B,), bool
+        The portrait is given, the region lies inside the cells, and its true shape is known.
     """
 
     clean: Tensor
@@ -66,8 +68,11 @@ class WindowBatch(SpeechBatch):
     weights: Tensor
     prompts: list[str]
     portrait: Tensor
-    lips: Tensor
-    shows_lips: Tensor
+    lids: Tensor
+    mouth_cells: Tensor
+    eye_cells: Tensor
+    shows_mouth: Tensor
+    shows_eyes: Tensor
 
 
 class WindowSampler:
@@ -130,8 +135,11 @@ class WindowSampler:
             prompts=columns["prompt"],
             mouth=torch.stack(columns["mouth"]),
             portrait=torch.stack(columns["portrait"]),
-            lips=torch.stack(columns["lips"]),
-            shows_lips=torch.tensor(columns["shows_lips"]),
+            lids=torch.stack(columns["lids"]),
+            mouth_cells=torch.stack(columns["mouth_cells"]),
+            eye_cells=torch.stack(columns["eye_cells"]),
+            shows_mouth=torch.tensor(columns["shows_mouth"]),
+            shows_eyes=torch.tensor(columns["shows_eyes"]),
         )
 
     def _sigmas(self, draw: np.random.Generator, count: int) -> Tensor:
@@ -149,8 +157,9 @@ class WindowSampler:
     ) -> dict[str, Any]:
         shares = np.array([getattr(lesson.mix, task) for task in TASKS])
         task = TASKS[int(draw.choice(len(TASKS), p=shares / shares.sum()))]
-        if task == "edit":
-            clips = [clip for clip in clips if clip.edited is not None]
+        # Clips for edits have livelier heads than anything but their surroundings can tell.
+        suited = [clip for clip in clips if (clip.edited is not None) == (task == "edit")]
+        clips = suited or clips
         clip = clips[int(draw.integers(len(clips)))]
         last = clip.num_latents - lesson.window
         # Windows at the start of a clip differ (their first latent is one frame): see enough.
@@ -171,9 +180,11 @@ class WindowSampler:
         )
         weights = self._weights(clip, start, stop) * to_make * (1 if sees else UNSEEN_WEIGHT)
         rows, columns = self._crop(draw, clip.regions[:, start:stop], lesson.crop)
-        mouth = clip.regions[REGIONS.index("mouth"), start:stop].float() / 255
-        lips = mouth[..., rows, columns]
-        is_whole = bool(lips.sum() >= _WHOLE_MOUTH * mouth.sum() > 0)
+        shown = clip.regions[:, start:stop, rows, columns].float() / 255
+        whole = clip.regions[:, start:stop].float().sum((1, 2, 3)) / 255
+        is_whole = (shown.sum((1, 2, 3)) >= _WHOLE * whole) & (whole > 0)
+        is_known = sees and bool(clip.mouth.any())
+        mouth, eye = REGIONS.index("mouth"), REGIONS.index("eye")
         return {
             "clean": clip.latents[:, start:stop, rows, columns].float(),
             "channels": channels[..., rows, columns],
@@ -181,8 +192,11 @@ class WindowSampler:
             "hears": hears,
             "prompt": clip.caption if reads else "",
             "portrait": clip.portraits[portrait][..., rows, columns].float(),
-            "lips": lips,
-            "shows_lips": sees and is_whole and bool(clip.mouth.any()),
+            "lids": frames_of_latents(clip.lids, start, stop),
+            "mouth_cells": shown[mouth],
+            "eye_cells": shown[eye],
+            "shows_mouth": is_known and bool(is_whole[mouth]),
+            "shows_eyes": is_known and bool(is_whole[eye]),
             **self._windows.cut(clip.mels, clip.mouth, start, stop),
         }
 

@@ -26,6 +26,8 @@ MOUTH_PARAMETERS = ("opening", "width", "rounding", "teeth", "tongue")
 _SPARE_SPEECH = 1.5
 _DIFFICULTIES = (0.0, 0.35, 0.7, 1.0)
 _MOTIONS = (0.05, 0.1, 0.2)
+_EDITED_MOTIONS = (0.2, 0.6, 1.0)
+_CLIPS_PER_EDIT = 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +46,8 @@ class TrainingClip:
         What it shows.
     mouth : ndarray, shape (F, 5), float32
         True mouth in the order of ``MOUTH_PARAMETERS``; zeros where nobody knows it.
+    lids : ndarray, shape (F,), float32
+        How far the eyes are closed, 0 to 1; zeros where nobody knows it.
     difficulty : float
         Of the sound, 0 (clean) to 1.
     """
@@ -53,6 +57,7 @@ class TrainingClip:
     audio: NDArray[np.float32]
     caption: str
     mouth: NDArray[np.float32]
+    lids: NDArray[np.float32]
     difficulty: float
 
 
@@ -128,6 +133,7 @@ def training_clip(triplet: Triplet, index: int) -> TrainingClip:
         audio=triplet.audio,
         caption=triplet.caption,
         mouth=mouth_values(triplet.mouth),
+        lids=triplet.blink,
         difficulty=difficulty_of(index),
     )
 
@@ -143,20 +149,27 @@ def difficulty_of(index: int) -> float:
     return _DIFFICULTIES[index % len(_DIFFICULTIES)]
 
 
+def has_edit(index: int) -> bool:
+    """Whether clip number ``index`` is for edits: also encoded with an edit region blank."""
+    return index % _CLIPS_PER_EDIT == 0
+
+
 def draw_clip(
     index: int, *, size: int, duration_s: float, max_frames: int | None = None
 ) -> Triplet:
     """Draw training clip number ``index``: from clean to noisy sound, any pose, calm heads.
 
     What moves cannot be told from the speech, and every shift by a pixel changes the latents of
-    hair and edges; with livelier heads a small model spends itself on them.
+    hair and edges; with livelier heads a small model spends itself on them. Not so in an edit,
+    whose surroundings tell how the head moves: there heads are as lively as a user's.
     """
+    motions = _EDITED_MOTIONS if has_edit(index) else _MOTIONS
     source = TripletSource(
         "train",
         size,
         duration_s,
         difficulty_of(index),
-        _MOTIONS[index % len(_MOTIONS)],
+        motions[index % len(motions)],
         posture=1.0,
         max_frames=max_frames,
     )

@@ -127,11 +127,11 @@ class Curriculum:
 
 PORTRAIT_CURRICULUM = Curriculum(
     lessons=(
-        Lesson("mouths, clean", 0.2, window=5, batch_size=8, max_difficulty=0.35,
+        Lesson("mouths, clean", 0.12, window=5, batch_size=8, max_difficulty=0.35,
                mix=Mix(0.8, 0.0, 0.1, 0.1), crop=16),
-        Lesson("mouths, noisy", 0.69, window=7, batch_size=8, max_difficulty=0.7,
-               mix=Mix(0.7, 0.0, 0.1, 0.2), crop=16),
-        Lesson("faces", 0.885, window=9, batch_size=3, mix=Mix(0.5, 0.1, 0.15, 0.25), crop=24),
+        Lesson("mouths and eyes", 0.58, window=7, batch_size=6, max_difficulty=0.7,
+               mix=Mix(0.65, 0.0, 0.15, 0.2), crop=20),
+        Lesson("faces", 0.87, window=9, batch_size=3, mix=Mix(0.5, 0.1, 0.15, 0.25), crop=24),
         Lesson("pictures", 1.0, window=9, batch_size=2),
     ),
     interlude=Lesson("looks", 1.0, window=2, batch_size=6, mix=Mix(0.0, 1.0, 0.0, 0.0)),

@@ -3,7 +3,7 @@
 Between two noise levels of the student's schedule the teacher walks in smaller, guided Euler steps;
 the student learns the straight line to where it arrives (progressive distillation, Salimans and Ho
 2022, arXiv 2202.00512; with guidance, Meng et al. 2022, arXiv 2210.03142). The student starts as a
-copy of the teacher and keeps its audio and text encoders. Its lips are read as the teacher's were.
+copy of the teacher and keeps its audio and text encoders. Its faces are read as the teacher's were.
 
 Every step begins where the student's own steps from noise lead, not at noise mixed into the truth:
 what it learns to go on from is what it will meet (self forcing, Huang et al. 2025, arXiv
@@ -23,7 +23,7 @@ from skyreels_rt.diffusion.schedule import FlowSchedule
 from skyreels_rt.models.transformer import ContextCache
 from skyreels_rt.training.batches import WindowBatch, WindowSampler
 from skyreels_rt.training.curriculum import Dropout, Lesson
-from skyreels_rt.training.lip_reader import LipReader, lip_error
+from skyreels_rt.training.face_reader import FaceReader, reading_errors
 from skyreels_rt.training.portrait_model import PortraitModel
 
 NO_DROPOUT = Dropout(audio=0.0, text=0.5, image=0.0, everything=0.0)
@@ -46,9 +46,9 @@ class DistillationObjective:
         Euler steps of the teacher for one of the student's.
     audio_guidance_scale : float
         Of the teacher; it becomes part of the student.
-    lip_reader : LipReader, optional
-        Reads the mouths of what the student predicts, against the clips'; frozen.
-    lip_weight : float
+    reader : FaceReader, optional
+        Reads the faces of what the student predicts, against the clips'; frozen.
+    reading_weight : float
         Factor of what it misreads.
     """
 
@@ -62,12 +62,12 @@ class DistillationObjective:
         *,
         teacher_steps: int = 3,
         audio_guidance_scale: float = 1.5,
-        lip_reader: LipReader | None = None,
-        lip_weight: float = 0.0,
+        reader: FaceReader | None = None,
+        reading_weight: float = 0.0,
     ) -> None:
         self._student = student
-        self._lip_reader = lip_reader
-        self._lip_weight = lip_weight
+        self._reader = reader
+        self._reading_weight = reading_weight
         self._teacher = teacher.eval().requires_grad_(False)
         self._sampler = sampler
         self._lesson = lesson
@@ -95,12 +95,13 @@ class DistillationObjective:
         square = (velocity - wanted).square() * batch.weights
         loss = square.sum() / (batch.weights.sum() * wanted.shape[1])
         losses = {"loss": loss * start**2, f"level_{level}": loss.detach()}
-        if self._lip_reader is not None and self._lip_weight:
+        if self._reader is not None and self._reading_weight:
             with torch.autocast(device.type, torch.bfloat16):
                 clean = noisy - start * velocity
-                lips = lip_error(self._lip_reader, clean, batch, batch.hears)
-            losses["lips"] = self._lip_weight * lips.detach()
-            losses["loss"] = losses["loss"] + self._lip_weight * lips
+                errors = reading_errors(self._reader, clean, batch, batch.hears)
+            reading = errors["mouth"] + errors["lids"]
+            losses["loss"] = losses["loss"] + self._reading_weight * reading
+            losses |= {name: error.detach() for name, error in errors.items()}
         return losses
 
     @torch.no_grad()

@@ -2,7 +2,7 @@
 
 Flow matching after Lipman et al. 2022 (arXiv 2210.02747); the facial-mask weights after the paper
 (SkyReels-Audio, arXiv 2506.00830), which gives no numbers: ours are in :mod:`.batches`. A reader
-of lips adds what a mouth's cells must show (:mod:`.lip_reader`).
+of faces adds what a mouth's and the eyes' cells must show (:mod:`.face_reader`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from skyreels_rt.training.batches import WindowBatch, WindowSampler
 from skyreels_rt.training.curriculum import Curriculum
-from skyreels_rt.training.lip_reader import LipReader, lip_error
+from skyreels_rt.training.face_reader import FaceReader, reading_errors
 from skyreels_rt.training.portrait_model import PortraitModel
 
 
@@ -57,9 +57,9 @@ class FlowObjective:
         Which tasks when.
     num_steps : int
         Steps of the stage, to which the curriculum's shares refer.
-    lip_reader : LipReader, optional
-        Reads the mouths of what the model predicts; frozen.
-    lip_weight : float
+    reader : FaceReader, optional
+        Reads the faces of what the model predicts; frozen.
+    reading_weight : float
         Factor of what it misreads.
     """
 
@@ -70,18 +70,18 @@ class FlowObjective:
         curriculum: Curriculum,
         num_steps: int,
         *,
-        lip_reader: LipReader | None = None,
-        lip_weight: float = 0.0,
+        reader: FaceReader | None = None,
+        reading_weight: float = 0.0,
     ) -> None:
-        self._lip_reader = lip_reader
-        self._lip_weight = lip_weight
+        self._reader = reader
+        self._reading_weight = reading_weight
         self._model = model
         self._sampler = sampler
         self._curriculum = curriculum
         self._num_steps = num_steps
 
     def __call__(self, step: int) -> dict[str, Tensor]:
-        """``loss`` of step ``step``, and ``lips``, the part of it that the reader adds."""
+        """``loss`` of step ``step``, and ``mouth`` and ``lids``, what the reader finds wrong."""
         lesson = self._curriculum.lesson(step, self._num_steps)
         device = self._model.device
         batch = self._sampler.batch(step, lesson, self._curriculum.dropout).to(device)
@@ -93,8 +93,9 @@ class FlowObjective:
                 noisy, batch.channels, batch.sigma, self._model.context(batch.prompts, tokens)
             )
             flow = flow_error(velocity, batch)
-            if self._lip_reader is None or not self._lip_weight:
+            if self._reader is None or not self._reading_weight:
                 return {"loss": flow}
             clean = noisy - batch.sigma.view(-1, 1, 1, 1, 1) * velocity
-            lips = self._lip_weight * lip_error(self._lip_reader, clean, batch, batch.hears)
-        return {"loss": flow + lips, "lips": lips.detach()}
+            errors = reading_errors(self._reader, clean, batch, batch.hears)
+        loss = flow + self._reading_weight * (errors["mouth"] + errors["lids"])
+        return {"loss": loss, **{name: error.detach() for name, error in errors.items()}}

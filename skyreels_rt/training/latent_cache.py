@@ -28,13 +28,12 @@ from skyreels_rt.conditioning.condition_track import to_video_tensor
 from skyreels_rt.config import AudioFeatureConfig
 from skyreels_rt.errors import ModelError
 from skyreels_rt.models.vae import VideoVAE
-from skyreels_rt.training.clips import REGIONS, ClipSource, TrainingClip
+from skyreels_rt.training.clips import REGIONS, ClipSource, TrainingClip, has_edit
 from skyreels_rt.types import Timeline
 
 NUM_PORTRAITS = 2
 _CELL = 8
-_CLIPS_PER_EDIT = 5
-_TENSORS = ("latents", "portraits", "edited", "known", "regions", "mels", "mouth")
+_TENSORS = ("latents", "portraits", "edited", "known", "regions", "mels", "mouth", "lids")
 
 
 @dataclass(frozen=True)
@@ -57,6 +56,8 @@ class LatentClip:
         Log-mel spectrogram of every grid step's segment.
     mouth : Tensor, shape (F, 5), float32
         True mouth parameters.
+    lids : Tensor, shape (F,), float32
+        How far the eyes are closed, 0 to 1.
     caption : str
         What the clip shows.
     difficulty : float
@@ -70,6 +71,7 @@ class LatentClip:
     regions: Tensor
     mels: Tensor
     mouth: Tensor
+    lids: Tensor
     caption: str
     difficulty: float
 
@@ -77,11 +79,6 @@ class LatentClip:
     def num_latents(self) -> int:
         """Latents n."""
         return self.latents.shape[1]
-
-
-def has_edit(index: int) -> bool:
-    """Whether clip number ``index`` is also encoded with an edit region blank."""
-    return index % _CLIPS_PER_EDIT == 0
 
 
 def encode_clip(
@@ -129,6 +126,7 @@ def encode_clip(
         regions=torch.stack([_slots(torch.from_numpy(masks[name])).amax(0) for name in REGIONS]),
         mels=log_mels(front_end, audio_features, clip.audio, num_frames),
         mouth=torch.from_numpy(clip.mouth)[:num_frames],
+        lids=torch.from_numpy(clip.lids)[:num_frames],
         caption=clip.caption,
         difficulty=clip.difficulty,
     )

@@ -16,8 +16,8 @@ from skyreels_rt.config import (
 )
 from skyreels_rt.errors import InvalidArgument
 from skyreels_rt.training.curriculum import PORTRAIT_CURRICULUM, Curriculum, Dropout, Lesson, Mix
+from skyreels_rt.training.face_reader import FaceReading
 from skyreels_rt.training.frame_pool import CropSizes
-from skyreels_rt.training.lip_reader import LipReading
 from skyreels_rt.training.sizes import ModelSizes, whisper_sizes
 from skyreels_rt.training.trainer import Optimisation
 
@@ -123,14 +123,14 @@ class Recipe:
     flow : Optimisation
         Fourth stage: the transformer.
     flow_shift : float
-        Shift of the noise levels that the fourth stage sees: above the sampler's, so that more
-        steps are spent where the mouth must be heard because it cannot be seen.
+        Shift of the noise levels that the fourth stage sees, between those of the two models: high,
+        so that most steps are spent where the mouth must be heard because it cannot be seen.
     curriculum : Curriculum
         Its tasks.
-    lips : LipReading
-        Stage before it: a reader of lips, which the facial-mask loss uses.
+    reader : FaceReading
+        Stage before it: a reader of faces, which the facial-mask loss uses.
     facial_mask : bool
-        Weight face, mouth and eyes up, and read the lips.
+        Weight face, mouth and eyes up, and read the face.
     distillation : Distillation or None
         Last stage.
     seed : int
@@ -147,10 +147,10 @@ class Recipe:
     pool: int
     speech: SpeechLessons
     text: TextLessons
-    lips: LipReading
+    reader: FaceReading
     flow: Optimisation
     curriculum: Curriculum
-    flow_shift: float = 11.0
+    flow_shift: float = 20.0
     facial_mask: bool = True
     distillation: Distillation | None = None
     seed: int = 0
@@ -185,9 +185,9 @@ def _demo() -> Recipe:
             num_utterances=15000,
         ),
         text=TextLessons(Optimisation(800, 2e-3, ema_decay=0.99)),
-        lips=LipReading(
+        reader=FaceReading(
             Optimisation(1200, 2e-3, decay_share=0.5, ema_decay=0.99),
-            Lesson("lips", 1.0, window=5, batch_size=16, mix=_PORTRAITS, crop=20),
+            Lesson("faces", 1.0, window=5, batch_size=16, mix=_PORTRAITS, crop=20),
         ),
         flow=Optimisation(
             9000,
@@ -259,9 +259,9 @@ def _miniature() -> Recipe:
             batch_size=8,
         ),
         text=TextLessons(Optimisation(60, 2e-3, warmup_steps=10, ema_decay=0.9), batch_size=16),
-        lips=LipReading(
-            Optimisation(60, 2e-3, warmup_steps=10, ema_decay=0.9),
-            Lesson("lips", 1.0, window=3, batch_size=8, mix=_PORTRAITS),
+        reader=FaceReading(
+            Optimisation(150, 2e-3, warmup_steps=10, ema_decay=0.9),
+            Lesson("faces", 1.0, window=3, batch_size=8, mix=_PORTRAITS),
         ),
         flow=Optimisation(80, 2e-3, warmup_steps=10, ema_decay=0.9, muon=("transformer.blocks.",)),
         curriculum=Curriculum((mini, whole)),

@@ -133,7 +133,12 @@ def write_drawn_shards(
 
 
 def _sample(clip: TrainingClip, index: int) -> Sample:
-    facts = {"drawn": index, "difficulty": clip.difficulty, "mouth": list(MOUTH_PARAMETERS)}
+    facts = {
+        "drawn": index,
+        "difficulty": clip.difficulty,
+        "mouth": list(MOUTH_PARAMETERS),
+        "lids": clip.lids.tolist(),
+    }
     return Sample(
         key=f"drawn_{index:07d}",
         frames=clip.frames,
@@ -149,11 +154,13 @@ def _cut(sample: Sample, start: int, stop: int) -> TrainingClip:
     mouth = sample.mouth
     if mouth is None:
         mouth = np.zeros((len(sample.frames), len(MOUTH_PARAMETERS)), np.float32)
+    lids = sample.facts.get("lids", np.zeros(len(sample.frames)))
     return TrainingClip(
         frames=sample.frames[start:stop],
         masks={name: sample.masks[name][start:stop] for name in REGIONS},
         audio=sample.audio[start * _FRAME_SAMPLES : stop * _FRAME_SAMPLES],
         caption=sample.caption,
         mouth=mouth[start:stop],
+        lids=np.asarray(lids, np.float32)[start:stop],
         difficulty=float(sample.facts.get("difficulty", 0.0)),
     )

@@ -26,6 +26,7 @@ from skyreels_rt.training.batches import WindowSampler
 from skyreels_rt.training.checkpoint import load_checkpoint
 from skyreels_rt.training.clips import RecipeClips, drawn_clips
 from skyreels_rt.training.distillation import DistillationObjective
+from skyreels_rt.training.face_reader import FaceReader, ReaderObjective
 from skyreels_rt.training.flow_stage import FlowObjective
 from skyreels_rt.training.frame_pool import FramePool
 from skyreels_rt.training.latent_cache import (
@@ -34,7 +35,6 @@ from skyreels_rt.training.latent_cache import (
     load_clips,
     prepare_clips,
 )
-from skyreels_rt.training.lip_reader import LipObjective, LipReader
 from skyreels_rt.training.plots import plot_history
 from skyreels_rt.training.portrait_model import PortraitModel
 from skyreels_rt.training.recipe import HEARING, READING, Recipe
@@ -46,10 +46,10 @@ from skyreels_rt.training.warm_start import write_start
 
 logger = logging.getLogger(__name__)
 
-Stage = Literal["vae", "speech", "text", "clips", "lips", "flow", "distil"]
+Stage = Literal["vae", "speech", "text", "clips", "reader", "flow", "distil"]
 _STATISTICS = "latent_statistics.json"
 _STATISTICS_CLIPS = 16
-STAGES: tuple[Stage, ...] = ("vae", "speech", "text", "clips", "lips", "flow", "distil")
+STAGES: tuple[Stage, ...] = ("vae", "speech", "text", "clips", "reader", "flow", "distil")
 
 
 @dataclass(frozen=True)
@@ -330,21 +330,21 @@ def _measure_latents(source: RecipeClips, recipe: Recipe, vae: TinyVAE) -> dict[
     }
 
 
-def _run_lips(run: _Run) -> None:
-    plan = run.recipe.lips
-    if run.is_done("lips", plan.optimisation, sees_clips=True):
+def _run_reader(run: _Run) -> None:
+    plan = run.recipe.reader
+    if run.is_done("reader", plan.optimisation, sees_clips=True):
         return
-    reader = LipReader(run.recipe.sizes.transformer.out_channels).to(run.device)
-    objective = LipObjective(reader, _sampler(run, 1.0), plan.lesson)
-    run.train("lips", reader, objective, plan.optimisation, sees_clips=True)
+    reader = FaceReader(run.recipe.sizes.transformer.out_channels).to(run.device)
+    objective = ReaderObjective(reader, _sampler(run, 1.0), plan.lesson)
+    run.train("reader", reader, objective, plan.optimisation, sees_clips=True)
 
 
-def _lip_reader(run: _Run) -> LipReader | None:
+def _reader(run: _Run) -> FaceReader | None:
     """The reader of its stage, frozen; none in a run that weighs all cells alike."""
     if not run.recipe.facial_mask:
         return None
-    reader = LipReader(run.recipe.sizes.transformer.out_channels)
-    reader.load_state_dict(load_checkpoint(run.folder / "lips.safetensors").part("averages"))
+    reader = FaceReader(run.recipe.sizes.transformer.out_channels)
+    reader.load_state_dict(load_checkpoint(run.folder / "reader.safetensors").part("averages"))
     return reader.to(run.device).eval().requires_grad_(False)
 
 
@@ -356,7 +356,7 @@ def _run_flow(run: _Run) -> None:
     sampler = _sampler(run, recipe.flow_shift)
     objective = FlowObjective(
         model, sampler, recipe.curriculum, recipe.flow.num_steps,
-        lip_reader=_lip_reader(run), lip_weight=recipe.lips.weight,
+        reader=_reader(run), reading_weight=recipe.reader.weight,
     )  # fmt: skip
     vae = load_vae(recipe, run.folder)
 
@@ -388,7 +388,7 @@ def _run_distil(run: _Run) -> None:
         student, teacher, _sampler(run, generation.shift), plan.lesson,
         FlowSchedule(plan.num_steps, generation.shift), teacher_steps=plan.teacher_steps,
         audio_guidance_scale=plan.audio_guidance_scale,
-        lip_reader=_lip_reader(run), lip_weight=recipe.lips.weight,
+        reader=_reader(run), reading_weight=recipe.reader.weight,
     )  # fmt: skip
     vae = load_vae(recipe, run.folder)
 
@@ -435,7 +435,7 @@ _RUNNERS: dict[Stage, Callable[[_Run], None]] = {
     "speech": _run_speech,
     "text": _run_text,
     "clips": _run_clips,
-    "lips": _run_lips,
+    "reader": _run_reader,
     "flow": _run_flow,
     "distil": _run_distil,
 }

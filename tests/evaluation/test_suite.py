@@ -57,8 +57,9 @@ class Oracle:
         given = self.triplets[k]
         drawn: RenderedClip = self.draw(k, given.mouth)
         return Triplet(
-            drawn, given.audio, given.caption, given.mouth, given.identity, given.voice, given.text
-        )
+            drawn, given.audio, given.caption, given.mouth, given.blink, given.identity,
+            given.voice, given.text,
+        )  # fmt: skip
 
     def draw(self, k, mouth):
         seed = 2 * NUMBERS[k] + 1

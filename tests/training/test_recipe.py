@@ -31,7 +31,7 @@ def column(folder, stage, name):
         ("vae", "loss", 0.9),
         ("speech", "loss", 0.6),
         ("text", "loss", 0.9),
-        ("lips", "loss", 0.6),
+        ("reader", "loss", 0.6),
         ("flow", "loss", 0.8),
         ("distil", "loss", 0.9),
     ],
@@ -43,7 +43,7 @@ def test_the_losses_of_every_stage_fall(trained, stage, name, share):
 
 @pytest.mark.parametrize(
     ("stage", "stop"),
-    [("vae", 7), ("speech", 9), ("text", 9), ("lips", 9), ("flow", 11), ("distil", 5)],
+    [("vae", 7), ("speech", 9), ("text", 9), ("reader", 9), ("flow", 11), ("distil", 5)],
 )
 def test_every_stage_resumes_bit_for_bit(trained, miniature, tmp_path, stage, stop):
     """Stopped at a step and gone on with, a stage ends with the bytes of one run."""
@@ -75,7 +75,7 @@ def test_the_models_of_a_run_talk(trained, miniature, name):
 
 def test_the_sheets_and_curves_are_pictures(trained):
     for name in (
-        "vae", "speech", "text", "lips", "flow", "distil", "flow_sample", "distil_sample",
+        "vae", "speech", "text", "reader", "flow", "distil", "flow_sample", "distil_sample",
     ):  # fmt: skip
         with Image.open(trained / f"{name}.png") as picture:
             picture.load()

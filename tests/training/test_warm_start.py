@@ -17,7 +17,7 @@ pytestmark = pytest.mark.xdist_group("miniature")
 def begun(trained, miniature, tmp_path_factory):
     """Folder of a run that begins with the miniature's model, before its first step."""
     folder = tmp_path_factory.mktemp("begun")
-    stages = ["vae", "speech", "text", "clips", "lips"]
+    stages = ["vae", "speech", "text", "clips", "reader"]
     run_recipe(miniature, folder, stages=stages, start=trained / "demo")
     run_recipe(miniature, folder, stages=["flow"], until=0)
     return folder

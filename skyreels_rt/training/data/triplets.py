@@ -44,6 +44,8 @@ class Triplet:
         What the clip shows.
     mouth : MouthShape
         True mouth parameters, F frames.
+    blink : ndarray, shape (F,), float32 in [0, 1]
+        How far the eyes are closed.
     identity : Identity
         Who speaks.
     voice : Voice
@@ -56,6 +58,7 @@ class Triplet:
     audio: NDArray[np.float32]
     caption: str
     mouth: MouthShape
+    blink: NDArray[np.float32]
     identity: Identity
     voice: Voice
     text: str
@@ -181,6 +184,7 @@ class TripletSource:
             audio=speech.audio,
             caption=caption(identity, expression, seed=seed),
             mouth=speech.mouth,
+            blink=motion.blink,
             identity=identity,
             voice=speech.voice,
             text=speech.text,
