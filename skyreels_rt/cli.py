@@ -311,7 +311,7 @@ def train(
     stage: Annotated[
         list[str] | None,
         typer.Option(
-            help="vae, speech, text, creader, lips, flow or distil (default: all); repeatable."
+            help="vae, speech, text, clips, reader, flow or distil (default: all); repeatable."
         ),
     ] = None,
     until: Annotated[int | None, typer.Option(help="Stop each stage at this step.")] = None,

@@ -183,7 +183,6 @@ class WindowSampler:
         shown = clip.regions[:, start:stop, rows, columns].float() / 255
         whole = clip.regions[:, start:stop].float().sum((1, 2, 3)) / 255
         is_whole = (shown.sum((1, 2, 3)) >= _WHOLE * whole) & (whole > 0)
-        is_known = sees and bool(clip.mouth.any())
         mouth, eye = REGIONS.index("mouth"), REGIONS.index("eye")
         return {
             "clean": clip.latents[:, start:stop, rows, columns].float(),
@@ -195,8 +194,8 @@ class WindowSampler:
             "lids": frames_of_latents(clip.lids, start, stop),
             "mouth_cells": shown[mouth],
             "eye_cells": shown[eye],
-            "shows_mouth": is_known and bool(is_whole[mouth]),
-            "shows_eyes": is_known and bool(is_whole[eye]),
+            "shows_mouth": sees and bool(is_whole[mouth] and clip.mouth.any()),
+            "shows_eyes": sees and bool(is_whole[eye] and clip.lids.isfinite().all()),
             **self._windows.cut(clip.mels, clip.mouth, start, stop),
         }
 

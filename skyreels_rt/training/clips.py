@@ -47,7 +47,7 @@ class TrainingClip:
     mouth : ndarray, shape (F, 5), float32
         True mouth in the order of ``MOUTH_PARAMETERS``; zeros where nobody knows it.
     lids : ndarray, shape (F,), float32
-        How far the eyes are closed, 0 to 1; zeros where nobody knows it.
+        How far the eyes are closed, 0 to 1; NaN where nobody knows it.
     difficulty : float
         Of the sound, 0 (clean) to 1.
     """

@@ -57,7 +57,7 @@ class LatentClip:
     mouth : Tensor, shape (F, 5), float32
         True mouth parameters.
     lids : Tensor, shape (F,), float32
-        How far the eyes are closed, 0 to 1.
+        How far the eyes are closed, 0 to 1; NaN where nobody knows it.
     caption : str
         What the clip shows.
     difficulty : float

@@ -186,7 +186,7 @@ def _demo() -> Recipe:
         ),
         text=TextLessons(Optimisation(800, 2e-3, ema_decay=0.99)),
         reader=FaceReading(
-            Optimisation(1200, 2e-3, decay_share=0.5, ema_decay=0.99),
+            Optimisation(3600, 2e-3, decay_share=0.5, ema_decay=0.99),
             Lesson("faces", 1.0, window=5, batch_size=16, mix=_PORTRAITS, crop=20),
         ),
         flow=Optimisation(

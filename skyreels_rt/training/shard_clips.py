@@ -154,7 +154,7 @@ def _cut(sample: Sample, start: int, stop: int) -> TrainingClip:
     mouth = sample.mouth
     if mouth is None:
         mouth = np.zeros((len(sample.frames), len(MOUTH_PARAMETERS)), np.float32)
-    lids = sample.facts.get("lids", np.zeros(len(sample.frames)))
+    lids = sample.facts.get("lids", np.full(len(sample.frames), np.nan))
     return TrainingClip(
         frames=sample.frames[start:stop],
         masks={name: sample.masks[name][start:stop] for name in REGIONS},

@@ -74,11 +74,8 @@ def test_a_region_is_read_alike_wherever_it_lies(cells):
     region = torch.zeros(2, 3, 24, 24)
     region[0, :, 9:12, 10:14] = 1
     region[1, 2, 11:14, 8:10] = 1
-    moved = (
-        reader(*(torch.roll(x, (2, -3), (-2, -1)) for x in given))
-        for given in [(latents, portrait, region)]
-    )
-    torch.testing.assert_close(next(moved), reader(latents, portrait, region))
+    moved = [torch.roll(x, (2, -3), (-2, -1)) for x in (latents, portrait, region)]
+    torch.testing.assert_close(reader(*moved), reader(latents, portrait, region))
 
 
 def test_only_the_region_is_looked_at_and_no_single_latent_says_where():
@@ -176,6 +173,9 @@ def test_unseen_portraits_cut_mouths_and_unknown_shapes_are_not_read(clips, mini
     assert not cut.shows_mouth.all()
     unknown = [replace(clip, mouth=torch.zeros_like(clip.mouth)) for clip in clips]
     assert not sampler_of(unknown, miniature.sizes).batch(0, whole, KEEP).shows_mouth.any()
+    assert sampler.batch(0, whole, KEEP).shows_eyes.any()
+    unknown = [replace(clip, lids=torch.full_like(clip.lids, torch.nan)) for clip in clips]
+    assert not sampler_of(unknown, miniature.sizes).batch(0, whole, KEEP).shows_eyes.any()
 
 
 def test_flow_needs_the_reader_unless_faces_are_not_weighted(trained, miniature, tmp_path):
