@@ -23,7 +23,7 @@ from skyreels_rt.diffusion.schedule import FlowSchedule
 from skyreels_rt.models.transformer import ContextCache
 from skyreels_rt.training.batches import WindowBatch, WindowSampler
 from skyreels_rt.training.curriculum import Dropout, Lesson
-from skyreels_rt.training.face_reader import FaceReader, reading_errors
+from skyreels_rt.training.face_reader import FaceJudge
 from skyreels_rt.training.portrait_model import PortraitModel
 
 NO_DROPOUT = Dropout(audio=0.0, text=0.5, image=0.0, everything=0.0)
@@ -46,10 +46,8 @@ class DistillationObjective:
         Euler steps of the teacher for one of the student's.
     audio_guidance_scale : float
         Of the teacher; it becomes part of the student.
-    reader : FaceReader, optional
-        Reads the faces of what the student predicts, against the clips'; frozen.
-    reading_weight : float
-        Factor of what it misreads.
+    judge : FaceJudge, optional
+        What the student's faces cost besides.
     """
 
     def __init__(
@@ -62,12 +60,10 @@ class DistillationObjective:
         *,
         teacher_steps: int = 3,
         audio_guidance_scale: float = 1.5,
-        reader: FaceReader | None = None,
-        reading_weight: float = 0.0,
+        judge: FaceJudge | None = None,
     ) -> None:
         self._student = student
-        self._reader = reader
-        self._reading_weight = reading_weight
+        self._judge = judge
         self._teacher = teacher.eval().requires_grad_(False)
         self._sampler = sampler
         self._lesson = lesson
@@ -95,13 +91,10 @@ class DistillationObjective:
         square = (velocity - wanted).square() * batch.weights
         loss = square.sum() / (batch.weights.sum() * wanted.shape[1])
         losses = {"loss": loss * start**2, f"level_{level}": loss.detach()}
-        if self._reader is not None and self._reading_weight:
+        if self._judge is not None:
             with torch.autocast(device.type, torch.bfloat16):
-                clean = noisy - start * velocity
-                errors = reading_errors(self._reader, clean, batch, batch.hears)
-            reading = errors["mouth"] + errors["lids"]
-            losses["loss"] = losses["loss"] + self._reading_weight * reading
-            losses |= {name: error.detach() for name, error in errors.items()}
+                cost, errors = self._judge(noisy - start * velocity, batch)
+            losses |= {"loss": losses["loss"] + cost, **errors}
         return losses
 
     @torch.no_grad()

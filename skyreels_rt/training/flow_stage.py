@@ -2,7 +2,7 @@
 
 Flow matching after Lipman et al. 2022 (arXiv 2210.02747); the facial-mask weights after the paper
 (SkyReels-Audio, arXiv 2506.00830), which gives no numbers: ours are in :mod:`.batches`. A reader
-of faces adds what a mouth's and the eyes' cells must show (:mod:`.face_reader`).
+of faces adds what a mouth's cells must show (:mod:`.face_reader`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from skyreels_rt.training.batches import WindowBatch, WindowSampler
 from skyreels_rt.training.curriculum import Curriculum
-from skyreels_rt.training.face_reader import FaceReader, reading_errors
+from skyreels_rt.training.face_reader import FaceJudge
 from skyreels_rt.training.portrait_model import PortraitModel
 
 
@@ -57,10 +57,8 @@ class FlowObjective:
         Which tasks when.
     num_steps : int
         Steps of the stage, to which the curriculum's shares refer.
-    reader : FaceReader, optional
-        Reads the faces of what the model predicts; frozen.
-    reading_weight : float
-        Factor of what it misreads.
+    judge : FaceJudge, optional
+        What the model's faces cost besides.
     """
 
     def __init__(
@@ -70,11 +68,9 @@ class FlowObjective:
         curriculum: Curriculum,
         num_steps: int,
         *,
-        reader: FaceReader | None = None,
-        reading_weight: float = 0.0,
+        judge: FaceJudge | None = None,
     ) -> None:
-        self._reader = reader
-        self._reading_weight = reading_weight
+        self._judge = judge
         self._model = model
         self._sampler = sampler
         self._curriculum = curriculum
@@ -93,9 +89,8 @@ class FlowObjective:
                 noisy, batch.channels, batch.sigma, self._model.context(batch.prompts, tokens)
             )
             flow = flow_error(velocity, batch)
-            if self._reader is None or not self._reading_weight:
+            if self._judge is None:
                 return {"loss": flow}
             clean = noisy - batch.sigma.view(-1, 1, 1, 1, 1) * velocity
-            errors = reading_errors(self._reader, clean, batch, batch.hears)
-        loss = flow + self._reading_weight * (errors["mouth"] + errors["lids"])
-        return {"loss": loss, **{name: error.detach() for name, error in errors.items()}}
+            cost, errors = self._judge(clean, batch)
+        return {"loss": flow + cost, **errors}

@@ -26,7 +26,7 @@ from skyreels_rt.training.batches import WindowSampler
 from skyreels_rt.training.checkpoint import load_checkpoint
 from skyreels_rt.training.clips import RecipeClips, drawn_clips
 from skyreels_rt.training.distillation import DistillationObjective
-from skyreels_rt.training.face_reader import FaceReader, ReaderObjective
+from skyreels_rt.training.face_reader import FaceJudge, FaceReader, ReaderObjective
 from skyreels_rt.training.flow_stage import FlowObjective
 from skyreels_rt.training.frame_pool import FramePool
 from skyreels_rt.training.latent_cache import (
@@ -339,13 +339,15 @@ def _run_reader(run: _Run) -> None:
     run.train("reader", reader, objective, plan.optimisation, sees_clips=True)
 
 
-def _reader(run: _Run) -> FaceReader | None:
-    """The reader of its stage, frozen; none in a run that weighs all cells alike."""
+def _judge(run: _Run) -> FaceJudge | None:
+    """The reader of its stage as a judge; none in a run that weighs all cells alike."""
     if not run.recipe.facial_mask:
         return None
+    plan = run.recipe.reader
     reader = FaceReader(run.recipe.sizes.transformer.out_channels)
     reader.load_state_dict(load_checkpoint(run.folder / "reader.safetensors").part("averages"))
-    return reader.to(run.device).eval().requires_grad_(False)
+    reader.to(run.device).eval().requires_grad_(False)
+    return FaceJudge(reader, plan.mouth_weight, plan.lids_weight)
 
 
 def _run_flow(run: _Run) -> None:
@@ -356,7 +358,7 @@ def _run_flow(run: _Run) -> None:
     sampler = _sampler(run, recipe.flow_shift)
     objective = FlowObjective(
         model, sampler, recipe.curriculum, recipe.flow.num_steps,
-        reader=_reader(run), reading_weight=recipe.reader.weight,
+        judge=_judge(run),
     )  # fmt: skip
     vae = load_vae(recipe, run.folder)
 
@@ -388,7 +390,7 @@ def _run_distil(run: _Run) -> None:
         student, teacher, _sampler(run, generation.shift), plan.lesson,
         FlowSchedule(plan.num_steps, generation.shift), teacher_steps=plan.teacher_steps,
         audio_guidance_scale=plan.audio_guidance_scale,
-        reader=_reader(run), reading_weight=recipe.reader.weight,
+        judge=_judge(run),
     )  # fmt: skip
     vae = load_vae(recipe, run.folder)
 

@@ -102,7 +102,7 @@ def test_the_real_clip_rolled_by_two_seconds_is_out_of_sync(real_rows):
 def test_the_corpus_of_held_out_people(tmp_path, shared_data):
     report = measure_data(
         tmp_path,
-        num_good=24,
+        num_good=96,
         num_each=6,
         workers=None,
         real=shared_data / "video" / "talking_458_25fps_15s.mp4",
