@@ -200,7 +200,9 @@ def test_memory_that_runs_out_in_one_rank_then_a_death(small_model, alone, raise
 
 
 SCRIPT = """
-import sys, numpy as np, skyreels_rt as rt
+import signal, sys, numpy as np, skyreels_rt as rt
+# What a shell starts in the background ignores SIGINT, and so would this.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 engine = rt.Engine.from_pretrained(sys.argv[1], devices=["cpu"])
 print(engine.workers[0].pid, flush=True)
 speech = np.zeros(16_000 * 60, np.float32)
