@@ -177,7 +177,7 @@ class FaceJudge:
     reader : FaceReader
         Frozen.
     mouth_weight, lids_weight : float
-        Factors of what it misreads.
+        Factors of the mean square errors that it finds; what weighs 0 is found all the same.
     """
 
     reader: FaceReader
@@ -185,9 +185,21 @@ class FaceJudge:
     lids_weight: float
 
     def __call__(self, latents: Tensor, batch: WindowBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of predicted clean latents (B, C, W, h, w), and its errors, for the curves.
+        """Judge a prediction; faces that hear nothing are not judged.
 
-        Faces that hear nothing are not judged.
+        Parameters
+        ----------
+        latents : Tensor, shape (B, C, W, h, w)
+            Prediction of the clean latents.
+        batch : WindowBatch
+            What was predicted.
+
+        Returns
+        -------
+        loss : Tensor, scalar
+            Weighted sum of the errors, with a gradient.
+        errors : dict of str to Tensor
+            Those of :func:`reading_errors`, without one, for the curves.
         """
         errors = reading_errors(self.reader, latents, batch, batch.hears)
         loss = self.mouth_weight * errors["mouth"] + self.lids_weight * errors["lids"]
