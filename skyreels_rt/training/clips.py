@@ -23,7 +23,7 @@ REGIONS = ("face", "mouth", "jaw", "eye")
 MOUTH_PARAMETERS = ("opening", "width", "rounding", "teeth", "tongue")
 """Columns of a clip's true mouth."""
 
-_SPARE_SPEECH = 1.5
+_SPARE_SPEECH = 2.0
 _DIFFICULTIES = (0.0, 0.35, 0.7, 1.0)
 _MOTIONS = (0.05, 0.1, 0.2)
 _EDITED_MOTIONS = (0.2, 0.6, 1.0)
@@ -180,7 +180,7 @@ def draw_short_clip(index: int, *, size: int, num_latents: int) -> Triplet:
     """Draw training clip number ``index`` for the joint stage, ``num_latents`` long.
 
     Short clips of many people teach more than long ones of few: what a model learns by heart is
-    faces. So the speech is asked for longer than needed and cut.
+    faces. So the speech is asked for longer than needed and cut, for pauses and last words, too.
     """
     source = DrawnClips.short(size, num_latents)
     return draw_clip(index, size=size, duration_s=source.duration_s, max_frames=source.max_frames)

@@ -13,7 +13,7 @@ from skyreels_rt.audio.token_track import TokenTrack
 from skyreels_rt.diffusion.schedule import FlowSchedule
 from skyreels_rt.errors import InvalidArgument
 from skyreels_rt.training.audio_windows import AudioWindows
-from skyreels_rt.training.batches import WindowSampler
+from skyreels_rt.training.batches import BLINK_WEIGHT, WindowSampler
 from skyreels_rt.training.clips import REGIONS, draw_short_clip
 from skyreels_rt.training.curriculum import Curriculum, Dropout, Lesson, Mix
 from skyreels_rt.training.distillation import DistillationObjective
@@ -108,6 +108,22 @@ def test_the_facial_mask_weighs_the_mouth_most_and_can_be_switched_off(clips, mi
     weights = weighted.batch(0, lesson(image_to_video=1), KEEP).weights
     assert weights.min() == 1
     assert weights.max() > 6
+
+
+def test_the_facial_mask_weighs_blinking_eyes_more_and_nothing_else(clips, miniature):
+    sizes = miniature.sizes
+    closed, opened, unknown = (
+        WindowSampler(
+            [replace(clip, lids=torch.full_like(clip.lids, lids)) for clip in clips],
+            sizes.transformer,
+            sizes.audio_features,
+        ).batch(0, lesson(image_to_video=1), KEEP)
+        for lids in (1.0, 0.0, torch.nan)
+    )
+    added = closed.weights[:, 0] - opened.weights[:, 0]
+    assert torch.allclose(added, BLINK_WEIGHT * closed.eye_cells, atol=1e-5)
+    assert added.max() > 1
+    assert torch.equal(opened.weights, unknown.weights)
 
 
 def test_dropout_leaves_conditions_out(sampler):

@@ -19,14 +19,38 @@ def digest(triplet):
     return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()
 
 
-def test_a_cut_clip_is_the_beginning_of_the_whole_one():
-    whole, cut = (
-        TripletSource("train", size=64, duration_s=2.0, max_frames=n).triplet(5) for n in (None, 13)
-    )
-    assert len(cut.clip.frames) == len(cut.mouth.opening) == 13 < len(whole.clip.frames)
-    assert np.array_equal(cut.clip.frames, whole.clip.frames[:13])
-    assert np.array_equal(cut.audio, whole.audio[: 13 * 640])
+def drawn(index, max_frames):
+    return TripletSource("train", size=32, duration_s=2.0, max_frames=max_frames).triplet(index)
+
+
+def excerpt_start(whole, cut):
+    """First frame of ``whole`` that ``cut`` holds; the sound of both must agree from there on."""
+    length = len(cut.clip.frames)
+    starts = range(len(whole.clip.frames) - length + 1)
+    sounds = [whole.audio[640 * start : 640 * (start + length)] for start in starts]
+    return next(start for start in starts if np.array_equal(sounds[start], cut.audio))
+
+
+@pytest.mark.parametrize("index", [5, 8])
+def test_a_cut_clip_is_a_part_of_the_whole_one(index):
+    whole, cut = drawn(index, None), drawn(index, 13)
+    start = excerpt_start(whole, cut)
+    assert len(cut.clip.frames) == cut.mouth.num_frames == 13 < len(whole.clip.frames)
+    assert np.array_equal(cut.clip.frames, whole.clip.frames[start : start + 13])
+    assert np.array_equal(cut.clip.eye_mask, whole.clip.eye_mask[start : start + 13])
+    assert np.array_equal(cut.mouth.opening, whole.mouth.opening[start : start + 13])
+    assert np.array_equal(cut.blink, whole.blink[start : start + 13])
     assert cut.caption == whole.caption
+
+
+def test_cuts_lie_anywhere_and_half_of_them_show_a_blink_of_the_whole_clip():
+    pairs = [(drawn(index, None), drawn(index, 13)) for index in range(24)]
+    pairs = [(whole, cut) for whole, cut in pairs if (whole.blink > 0.9).any()]
+    shown = np.mean([(cut.blink > 0.9).any() for _, cut in pairs])
+    starts = {excerpt_start(whole, cut) for whole, cut in pairs}
+    assert shown >= 0.5
+    assert len(starts) >= len(pairs) // 2
+    assert len(pairs) >= 8
 
 
 def test_a_number_is_always_the_same_clip():
@@ -52,12 +76,12 @@ def test_splits_share_no_identity_voice_or_clause():
     worlds = []
     for split in ("train", "held_out"):
         source = TripletSource(split, size=32, duration_s=1.0, difficulty=0.0)
-        drawn = [source.triplet(index) for index in range(6)]
+        triplets = [source.triplet(index) for index in range(6)]
         worlds.append(
             (
-                {repr(triplet.identity) for triplet in drawn},
-                {triplet.voice.variant for triplet in drawn},
-                {triplet.text for triplet in drawn},
+                {repr(triplet.identity) for triplet in triplets},
+                {triplet.voice.variant for triplet in triplets},
+                {triplet.text for triplet in triplets},
             )
         )
     assert all(not left & right for left, right in zip(*worlds, strict=True))

@@ -85,6 +85,10 @@ class Motion:
         """Number of frames F."""
         return len(self.yaw)
 
+    def cut(self, start: int, stop: int) -> Motion:
+        """Keep frames ``start .. stop - 1``."""
+        return Motion(*(getattr(self, field.name)[start:stop] for field in fields(self)))
+
     @classmethod
     def still(cls, num_frames: int) -> Motion:
         """Make a motion without any: every channel 0.

@@ -40,9 +40,9 @@ class MouthShape:
         """Number of frames F."""
         return len(self.opening)
 
-    def first(self, num_frames: int) -> MouthShape:
-        """Keep the first ``num_frames`` frames."""
-        return MouthShape(*(getattr(self, field.name)[:num_frames] for field in fields(self)))
+    def cut(self, start: int, stop: int) -> MouthShape:
+        """Keep frames ``start .. stop - 1``."""
+        return MouthShape(*(getattr(self, field.name)[start:stop] for field in fields(self)))
 
     @classmethod
     def closed(cls, num_frames: int) -> MouthShape:

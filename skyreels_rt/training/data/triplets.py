@@ -28,6 +28,7 @@ from skyreels_rt.training.data.visemes import frame_loudness, mouth_track
 FPS = 25
 _FRAME_SAMPLES = SAMPLE_RATE // FPS
 LEAD_S, TAIL_S = 0.2, 0.3
+_EXCERPT = 0xE7  # tells this use of a seed apart
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,6 +112,8 @@ class TripletSource:
         0 to 2: how far the pose that the head moves about is from looking straight ahead.
     max_frames : int, optional
         Longer clips are cut to it, in the middle of a word if need be: the same clip, less of it.
+        Half of them are cut around a blink, if there is one: blinks mark pauses, and from the
+        beginnings of sentences nobody learns what a face does in a pause.
 
     Raises
     ------
@@ -130,7 +133,7 @@ class TripletSource:
         check_split(self.split)
 
     def utterance(self, index: int) -> Utterance:
-        """Draw the speech of triplet number ``index`` alone.
+        """Draw the speech of triplet number ``index`` alone, all of it.
 
         Raises
         ------
@@ -148,14 +151,7 @@ class TripletSource:
         acoustics = sample_acoustics(seed, difficulty=self.difficulty)
         audio = apply_acoustics(samples, acoustics, seed, split=self.split)
         mouth = mouth_track(speech.phonemes, num_frames, fps=FPS, loudness=loudness)
-        kept = min(num_frames, self.max_frames or num_frames)
-        return Utterance(
-            audio=audio[: kept * _FRAME_SAMPLES],
-            loudness=loudness[:kept],
-            mouth=mouth.first(kept),
-            voice=voice,
-            text=text,
-        )
+        return Utterance(audio=audio, loudness=loudness, mouth=mouth, voice=voice, text=text)
 
     def triplet(self, index: int) -> Triplet:
         """Draw triplet number ``index``.
@@ -179,16 +175,30 @@ class TripletSource:
             posture=self.posture,
             expression=expression,
         )
+        first, stop = self._excerpt(seed, motion.blink)
+        motion, mouth = motion.cut(first, stop), speech.mouth.cut(first, stop)
         return Triplet(
-            clip=render(identity, motion, speech.mouth, self.size),
-            audio=speech.audio,
+            clip=render(identity, motion, mouth, self.size),
+            audio=speech.audio[first * _FRAME_SAMPLES : stop * _FRAME_SAMPLES],
             caption=caption(identity, expression, seed=seed),
-            mouth=speech.mouth,
+            mouth=mouth,
             blink=motion.blink,
             identity=identity,
             voice=speech.voice,
             text=speech.text,
         )
+
+    def _excerpt(self, seed: int, blink: NDArray[np.float32]) -> tuple[int, int]:
+        """First frame that is drawn, and the one after the last."""
+        num_frames = len(blink)
+        length = min(num_frames, self.max_frames or num_frames)
+        draw = np.random.default_rng([_EXCERPT, seed])
+        around_blink, first = draw.random() < 0.5, int(draw.integers(num_frames - length + 1))
+        closed = np.flatnonzero(blink > 0.9)
+        if around_blink and len(closed):
+            blinking = int(closed[draw.integers(len(closed))])
+            first = int(np.clip(blinking - draw.integers(length), 0, num_frames - length))
+        return first, first + length
 
     def _seed(self, index: int) -> int:
         """Even seeds are the train half, odd ones the held-out half, whatever is drawn."""
